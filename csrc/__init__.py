@@ -1,0 +1,1 @@
+"""CUDA sources and C++ headers, installed as ``balanced_rep._csrc``; a package so that importlib.resources finds them."""
