@@ -10,7 +10,7 @@ from torch import Tensor
 
 from balanced_rep.ops._registry import missing
 
-__all__ = ["cpp_tensor", "cuda_moments", "triton_moments"]
+__all__ = ["cpp_items", "cpp_tensor", "cuda_items", "cuda_moments", "triton_items", "triton_moments"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -36,3 +36,13 @@ def triton_moments(x: Tensor, *_: Any) -> str | None:
     if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"input is on {x.device}, this backend runs on cuda (or set TRITON_INTERPRET=1)"
     return missing("triton")
+
+
+def cpp_items(items: Tensor, *_: Any) -> str | None:
+    """Counter-based randomness on the CPU."""
+    if items.device.type != "cpu":
+        return f"items are on {items.device}, this backend runs on cpu"
+    return missing("balanced_rep._C")
+
+
+cuda_items, triton_items = cuda_moments, triton_moments  # the device decides, for items as for activations

@@ -57,7 +57,7 @@ def arrange(
     rest = [d for d in range(x.ndim) if d not in pooled]
     reduced = [rest[d] for d in _normalise(dim, len(rest), "dim", tuple(x.shape[d] for d in rest))]
     kept = [d for d in rest if d not in reduced]
-    return Layout(x.permute(*kept, *reduced, *pooled), len(kept), len(pooled), POOLS[pool])
+    return Layout(x.permute((*kept, *reduced, *pooled)), len(kept), len(pooled), POOLS[pool])
 
 
 def pooled_float64(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
