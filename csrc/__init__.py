@@ -1,1 +1,1 @@
-"""CUDA sources and C++ headers, installed as ``balanced_rep._csrc``; a package so that importlib.resources finds them."""
+"""CUDA sources and C++ headers, installed as ``balanced_rep._csrc``: a package, so importlib.resources finds them."""
