@@ -2,5 +2,6 @@
 
 from balanced_rep._version import __version__
 from balanced_rep.ops import BackendError, backend
+from balanced_rep.stats import RepresentationStats, cat, representation_stats
 
-__all__ = ["BackendError", "__version__", "backend"]
+__all__ = ["BackendError", "RepresentationStats", "__version__", "backend", "cat", "representation_stats"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "POOLS", "Layout", "arrange", "pooled_float64"]
+__all__ = ["DTYPES", "POOLS", "Layout", "arrange", "pool_vjp", "pooled_float64"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POOLS = {None: 0, "max": 1, "mean": 2}
@@ -68,6 +68,28 @@ def pooled_float64(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
     if pool == 0:
         return v.squeeze(-1)
     return v.amax(-1) if pool == POOLS["max"] else v.mean(-1)
+
+
+def pool_vjp(x: Tensor, n_pooled: int, pool: int, value_vjp: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cotangent of ``x`` from that of the pooled values; ties of a maximum share it, as in ``amax``.
+
+    Args:
+        x: Dims (kept..., reduced..., pooled...).
+        n_pooled: Number of pooled dims.
+        pool: 0 none, 1 max, 2 mean.
+        value_vjp: Takes the pooled values in float64, pooled dims kept with size 1; returns their cotangent.
+    """
+    values = x.double()
+    dims = tuple(range(x.ndim - n_pooled, x.ndim))
+    if pool == 0:
+        g = value_vjp(values)
+    elif pool == POOLS["max"]:
+        v = values.amax(dims, keepdim=True)
+        tie = (values == v).double()
+        g = value_vjp(v) * tie / tie.sum(dims, keepdim=True)
+    else:
+        g = (value_vjp(values.mean(dims, keepdim=True)) / math.prod(x.shape[d] for d in dims)).expand(x.shape)
+    return g.to(x.dtype)
 
 
 def _check_tensor(x: Tensor) -> None:

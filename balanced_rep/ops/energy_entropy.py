@@ -5,14 +5,13 @@ With :math:`s = \sum_j v_j^2`, the entropy of the energy shares :math:`v_j^2 / s
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from balanced_rep.kernels import _supports
-from balanced_rep.ops._layout import pooled_float64
+from balanced_rep.ops._layout import pool_vjp, pooled_float64
 from balanced_rep.ops._library import define
 from balanced_rep.ops._registry import Impl, OpSpec
 
@@ -58,21 +57,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """dE/dv = 2 v (1 + ln v^2), and 0 at v = 0."""
     (x,) = ctx.saved_tensors
-    values = x.double()
-    pooled = tuple(range(x.ndim - ctx.n_pooled, x.ndim))
-    v = values
-    if ctx.pool:
-        v = values.amax(pooled, keepdim=True) if ctx.pool == 1 else values.mean(pooled, keepdim=True)
-    energy = v.square()
-    g = grad[(..., *[None] * (x.ndim - ctx.n_kept))] * 2 * v * (1 + torch.where(energy == 0, 1.0, energy).log())
-    if ctx.pool == 1:
-        cell = (values == v).double()
-        g = g * cell / cell.sum(pooled, keepdim=True)
-    elif ctx.pool == 2:
-        g = (g / math.prod(x.shape[d] for d in pooled)).expand(x.shape)
-    return g.to(x.dtype), None, None, None
+
+    def value_vjp(v: Tensor) -> Tensor:
+        """dE/dv = 2 v (1 + ln v^2), and 0 at v = 0."""
+        energy = v.square()
+        return grad[(..., *[None] * (x.ndim - ctx.n_kept))] * 2 * v * (1 + torch.where(energy == 0, 1.0, energy).log())
+
+    return pool_vjp(x, ctx.n_pooled, ctx.pool, value_vjp), None, None, None
 
 
 define(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.kernels import _supports
-from balanced_rep.ops._layout import arrange, pooled_float64
+from balanced_rep.ops._layout import arrange, pool_vjp, pooled_float64
 from balanced_rep.ops._library import define, run
 from balanced_rep.ops._registry import Impl, OpSpec
 
@@ -127,34 +127,27 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, state = ctx.saved_tensors
-    return _moments_vjp(x, state, grad, ctx.n_kept, ctx.n_pooled, ctx.pool), None, None, None, None
+    g = pool_vjp(x, ctx.n_pooled, ctx.pool, lambda v: _value_vjp(v, state, grad, ctx.n_kept))
+    return g, None, None, None, None
 
 
-def _moments_vjp(x: Tensor, state: Tensor, grad: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
-    r"""Cotangent of ``x``, in float64 until the end.
+def _value_vjp(v: Tensor, state: Tensor, grad: Tensor, n_kept: int) -> Tensor:
+    r"""Cotangent of the values, in float64.
 
-    With :math:`d = v - \mu`: :math:`g_\mu / n + 2 g_2 d + g_3 (3 d^2 - 3 m_2 / n) + g_4 (4 d^3 - 4 m_3 / n)
+    With :math:`d = v - \mu`: :math:`g_\mu / n + 2 g_2 d + 3 g_3 (d^2 - m_2 / n) + 4 g_4 (d^3 - m_3 / n)
     + g_1 \operatorname{sign} v`, and an even split of the cotangents of min and max among ties, as ``amin`` does.
     """
-    wide = (slice(None), *[slice(None)] * n_kept, *[None] * (x.ndim - n_kept))
+    wide = (slice(None), *[slice(None)] * n_kept, *[None] * (v.ndim - n_kept))
     n, mean, m2, m3, _, _, low, high, _, _ = state[wide].unbind(0)
     _, g_mean, g2, g3, g4, g_l1, g_low, g_high, _, _ = grad[wide].unbind(0)
-    values = x.double()
-    pooled = tuple(range(x.ndim - n_pooled, x.ndim))
-    v = values if pool == 0 else values.amax(pooled, keepdim=True) if pool == 1 else values.mean(pooled, keepdim=True)
     d = v - mean
-    g = g_mean / n + 2 * g2 * d + g3 * 3 * (d.square() - m2 / n) + g4 * 4 * (d.pow(3) - m3 / n) + g_l1 * v.sign()
-    reduced = tuple(range(n_kept, x.ndim))
+    g = g_mean / n + 2 * g2 * d + 3 * g3 * (d.square() - m2 / n) + 4 * g4 * (d.pow(3) - m3 / n) + g_l1 * v.sign()
+    reduced = tuple(range(n_kept, v.ndim))
     for g_end, end in ((g_low, low), (g_high, high)):
         tie = (v == end).double()
         count = tie.sum(reduced, keepdim=True) if reduced else tie
         g = g + torch.where(tie > 0, g_end / count, 0.0)
-    if pool == 1:
-        cell = (values == v).double()
-        g = g * cell / cell.sum(pooled, keepdim=True)
-    elif pool == 2:
-        g = (g / math.prod(x.shape[d] for d in pooled)).expand(x.shape)
-    return g.to(x.dtype)
+    return g
 
 
 define(

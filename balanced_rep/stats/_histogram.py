@@ -1,0 +1,137 @@
+"""What a log-histogram tells: top-k energy share, Gini index and quantiles, each with its own error bound.
+
+Everything is computed in units of ``2**top`` (energies in units of its square), so that no scale overflows.
+Formulas and bounds: docs/ops/log_histogram.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from balanced_rep.ops.log_histogram import BINS_PER_OCTAVE, CENTRE, N_BINS, OCTAVES
+
+__all__ = ["LogHistogram", "window_top"]
+
+_ROUNDING = 2.0**-22  # float64 mantissas are cut to 23 bits, and totals come from the moments
+
+
+def window_top(absmax: Tensor) -> Tensor:
+    """int64 exponent with ``absmax < 2**top``; a little headroom for pooled means that round differently."""
+    usable = torch.where(absmax.isfinite(), absmax, 0.0) * (1 + 2.0**-18)
+    return torch.frexp(usable).exponent.long()
+
+
+@functools.cache
+def _geometry(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, lower edge over scale and lower edge of the 1024 magnitude bins, ascending, in units of 2**top."""
+    bins = torch.arange(CENTRE, device=device)
+    scale = torch.exp2((bins // BINS_PER_OCTAVE - OCTAVES).double())
+    step = 1 + (bins % BINS_PER_OCTAVE).double() / BINS_PER_OCTAVE
+    return scale, step, scale * step
+
+
+@dataclass(frozen=True, eq=False)
+class LogHistogram:
+    """Integer table of :mod:`balanced_rep.ops.log_histogram`, one per sample.
+
+    Attributes:
+        table: int64 ``(3, *shape, N_BINS)``: count, sum r, sum r^2 of every bin.
+        top: int64 ``(*shape,)``: the window ends at ``2**top``.
+    """
+
+    table: Tensor
+    top: Tensor
+
+    def merge(self, other: LogHistogram) -> LogHistogram:
+        """Histogram of both samples together: exact, and the same in any order."""
+        top = torch.maximum(self.top, other.top)
+        return LogHistogram(self._moved_to(top) + other._moved_to(top), top)
+
+    def _moved_to(self, top: Tensor) -> Tensor:
+        """The table in a window that ends at ``top``; bins that fall below it join the centre bin."""
+        shift = ((top - self.top) * BINS_PER_OCTAVE).unsqueeze(-1)
+        bins = torch.arange(N_BINS, device=top.device) - CENTRE
+        size = bins.abs() - shift
+        target = CENTRE + torch.where(size > 0, size * bins.sign(), 0)
+        moved = torch.zeros_like(self.table).scatter_add(-1, target.expand_as(self.table), self.table)
+        rests = moved[1:]
+        rests[..., CENTRE] = 0  # a rest only means something inside its bin
+        return moved
+
+    def _magnitudes(self, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, sum |v| and sum v^2 of [centre, 1024 bins ascending]; the centre's sums are what is left of the totals."""
+        count, r1, r2 = (self.table[..., CENTRE + 1 :] + self.table[..., :CENTRE].flip(-1)).double()
+        scale, step, _ = _geometry(self.table.device)
+        r1, r2 = r1 * 2.0**-23, r2 * 2.0**-46
+        size = scale * (count * step + r1)
+        square = scale.square() * (count * step.square() + 2 * step * r1 + r2)
+        unit = torch.exp2(-self.top.double())
+        rest = [(total - part.sum(-1)).clamp_min(0) for total, part in ((l1 * unit, size), (energy * unit**2, square))]
+        centre = self.table[0, ..., CENTRE].double()
+        return tuple(
+            torch.cat([c.unsqueeze(-1), b], -1) for c, b in ((centre, count), (rest[0], size), (rest[1], square))
+        )
+
+    def topk_share(self, k: Tensor, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of the energy sum v^2 in the k largest |v|, and a bound on its error.
+
+        Whole bins are exact. Of the bin that holds rank k, between (its mean energy) and (the most that its edge
+        allows) times the remaining ranks belong to the share; the middle is returned.
+        """
+        count, _, square = (t.flip(-1) for t in self._magnitudes(l1, energy))
+        _, _, low = _geometry(self.table.device)
+        scale = _geometry(self.table.device)[0]
+        edge = torch.cat([low[:1], low + scale / BINS_PER_OCTAVE]).flip(-1)
+        through = count.cumsum(-1)
+        taken = (k.unsqueeze(-1) - (through - count)).clamp_min(0).minimum(count)
+        least = torch.where(count > 0, square * taken / count, 0.0)
+        most = torch.where(taken == count, square, torch.minimum(square, taken * edge.square()))
+        total = square.sum(-1)
+        low_share, high_share = least.sum(-1) / total, most.sum(-1) / total
+        return (low_share + high_share) / 2, (high_share - low_share) / 2 + _ROUNDING
+
+    def gini(self, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Gini index of |v| and a bound on its error.
+
+        Pairs in different bins count exactly; pairs in one bin of width 2^-5 relative add at most 2^-7 of
+        (count share) x (L1 share), and at most the whole product in the centre bin. The middle is returned.
+        """
+        count, size, _ = self._magnitudes(l1, energy)
+        n, total = count.sum(-1, keepdim=True), size.sum(-1, keepdim=True)
+        before = count.cumsum(-1) - count
+        across = (size * (2 * before + count - n) / (n * total)).sum(-1)
+        product = count * size / (n * total)
+        within = product[..., 0] + product[..., 1:].sum(-1) / (4 * BINS_PER_OCTAVE)
+        return across + within / 2, within / 2 + _ROUNDING
+
+    def quantile(self, q: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantiles ``(len(q), *shape)`` with linear interpolation between ranks, and a bound on the error of each.
+
+        A value is taken at the middle of its bin, so it is off by at most 2^-6 of itself, or by 2**(top - 32) near 0.
+        """
+        count = self.table[0]
+        through = count.cumsum(-1)
+        n = through[..., -1]
+        rank = q.reshape(-1, *[1] * n.ndim) * (n - 1).clamp_min(0)
+        middles, halves = self._middles()
+        value, bound = torch.zeros_like(rank), torch.zeros_like(rank)
+        for at, weight in ((rank.floor(), 1 - rank.frac()), (rank.ceil(), rank.frac())):
+            wanted = at.long().movedim(0, -1).contiguous()  # (*shape, len(q))
+            index = torch.searchsorted(through, wanted, right=True).clamp_max(N_BINS - 1)
+            value = value + weight * middles[index].movedim(-1, 0)
+            bound = torch.maximum(bound, halves[index].movedim(-1, 0))
+        unit = torch.exp2(self.top.double())
+        empty = n == 0
+        value = torch.where(empty, torch.nan, torch.minimum(torch.maximum(value * unit, low), high))
+        return value, bound * unit
+
+    def _middles(self) -> tuple[Tensor, Tensor]:
+        scale, _, low = _geometry(self.table.device)
+        half = scale / (2 * BINS_PER_OCTAVE)
+        zero = low.new_zeros(1)
+        middles = torch.cat([-(low + half).flip(-1), zero, low + half])
+        return middles, torch.cat([half.flip(-1), low[:1], half])
