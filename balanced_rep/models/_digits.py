@@ -27,11 +27,13 @@ __all__ = ["CheckpointError", "DigitsData", "DigitsDenoiser", "DigitsSplit", "Va
 Variant = Literal["repeated", "control"]
 
 FORMAT = "balanced-rep digits 1"
+METADATA_KEY = "balanced_rep_digits"
 SAMPLE_SHAPE = (1, 8, 8)
 N_IMAGES = 1797
 DATASET = "UCI Optical Recognition of Handwritten Digits, test set, through sklearn.datasets.load_digits"
 DATA_LICENCE = "CC BY 4.0, E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49"
-DATA_SHA256 = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"  # of the 1797 x 64 grey values as bytes
+# Of the 1797 x 64 grey values as bytes: image indices mean something only with the very same images.
+DATA_SHA256 = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
 
 
 class CheckpointError(ValueError):
@@ -189,20 +191,19 @@ class DigitsDenoiser(EDMDenoiser):
         Args:
             path: The file.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        metadata = {
+        about = {
             "format": FORMAT,
-            "recipe": json.dumps(self._recipe),
+            "recipe": self._recipe,
             "dataset": DATASET,
             "dataset_sha256": DATA_SHA256,
             "data_licence": DATA_LICENCE,
-            "repeated_indices": json.dumps(self.split.repeated.tolist()),
-            "ordinary_indices": json.dumps(self.split.ordinary.tolist()),
-            "held_out_indices": json.dumps(self.split.held_out.tolist()),
+            **{f"{part}_indices": getattr(self.split, part).tolist() for part in ("repeated", "ordinary", "held_out")},
         }
+        metadata = {METADATA_KEY: json.dumps(about)}  # one entry: safetensors writes several in random order
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(tensors, str(path), metadata=metadata)
+        Path(path).write_bytes(save(tensors, metadata=metadata))  # save_file would make it readable by its owner only
 
     @classmethod
     def load(cls, path: str | Path) -> DigitsDenoiser:
@@ -218,28 +219,36 @@ class DigitsDenoiser(EDMDenoiser):
             CheckpointError: The file is no such checkpoint: the message names the missing or wrong part.
             FileNotFoundError: There is no such file.
         """
-        tensors, metadata = _read(Path(path))
+        tensors, about = _read(Path(path))
         try:
-            recipe = json.loads(metadata["recipe"])
-            index = {k: torch.tensor(json.loads(metadata[f"{k}_indices"])) for k in ("repeated", "ordinary", "held_out")}
+            recipe = about["recipe"]
+            index = {k: torch.tensor(about[f"{k}_indices"]) for k in ("repeated", "ordinary", "held_out")}
             model = cls(DigitsSplit(**index), recipe, **{k: recipe[k] for k in ("width", "depth", "sigma_data")})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: metadata is missing or wrong: {error!r}.") from error
-        want = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        got = {name: tuple(t.shape) for name, t in tensors.items()}
-        wrong = [f"{k}: {got.get(k, 'missing')}, not {want.get(k, 'expected')}" for k in sorted(want.keys() | got.keys())
-                 if want.get(k) != got.get(k)]  # fmt: skip
-        if wrong:
-            raise CheckpointError(f"{path}: tensors do not fit the model ({'; '.join(wrong)}).")
-        bad = sorted(k for k, t in tensors.items() if t.dtype != torch.float32 or not t.isfinite().all())
-        if bad:
-            raise CheckpointError(f"{path}: tensors must be float32 and finite, these are not: {', '.join(bad)}.")
+        _check_tensors(path, tensors, model)
         model.load_state_dict(tensors)
         return model.eval().requires_grad_(False)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file."""
+def _check_tensors(path: str | Path, tensors: Mapping[str, Tensor], model: DigitsDenoiser) -> None:
+    """Raises unless the tensors are finite float32 and have the names and shapes of the model's parameters."""
+    want = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    got = {name: tuple(t.shape) for name, t in tensors.items()}
+    wrong = [
+        f"{name}: got {got.get(name, 'nothing')}, expected {want.get(name, 'nothing')}"
+        for name in sorted(want.keys() | got.keys())
+        if want.get(name) != got.get(name)
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: tensors do not fit the model ({'; '.join(wrong)}).")
+    bad = sorted(name for name, t in tensors.items() if t.dtype != torch.float32 or not t.isfinite().all())
+    if bad:
+        raise CheckpointError(f"{path}: tensors must be float32 and finite, these are not: {', '.join(bad)}.")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and decoded metadata of a checkpoint file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -249,12 +258,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format is {metadata.get('format')!r}, this version reads {FORMAT!r}.")
-    return tensors, metadata
+    try:
+        about = json.loads(metadata[METADATA_KEY])
+        found = about["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a digits checkpoint (no {METADATA_KEY!r} metadata).") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format is {found!r}, this version reads {FORMAT!r}.")
+    return tensors, about
 
 
 def checkpoint_name(variant: Variant) -> str:

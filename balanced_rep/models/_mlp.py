@@ -127,4 +127,4 @@ class ResidualMLP(nn.Module):
         stream = self.linear_in(x.flatten(1))
         for block in self.blocks:
             stream = block(stream, embedding)
-        return self.linear_out(stream).view(x.shape)
+        return self.linear_out(stream).reshape(x.shape)

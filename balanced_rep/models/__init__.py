@@ -1,0 +1,18 @@
+"""Denoisers: the protocol that every analysis of this package takes, and a small embedded model to try them on."""
+
+from balanced_rep.models._digits import CheckpointError, DigitsData, DigitsDenoiser, DigitsSplit, digits, digits_data
+from balanced_rep.models._edm import EDMDenoiser
+from balanced_rep.models._mlp import ResidualMLP
+from balanced_rep.models._protocol import Denoiser
+
+__all__ = [
+    "CheckpointError",
+    "Denoiser",
+    "DigitsData",
+    "DigitsDenoiser",
+    "DigitsSplit",
+    "EDMDenoiser",
+    "ResidualMLP",
+    "digits",
+    "digits_data",
+]
