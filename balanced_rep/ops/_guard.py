@@ -9,16 +9,27 @@ takes derivatives. Pure ``vmap`` stacks go to the library op, which has a batchi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch._C._functorch import TransformType, get_interpreter_stack
 
-__all__ = ["needs_reference"]
+__all__ = ["needs_reference", "traced_as_constant"]
+
+F = TypeVar("F", bound=Callable)
 
 # Functionalize is not a derivative, but an op under it is being traced for one often enough; the reference is safe.
 _SAFE = (TransformType.Vmap,)
 
 
-@torch.compiler.assume_constant_result
+def traced_as_constant(fn: F) -> F:
+    """What ``torch.compiler.assume_constant_result`` does, without importing ``torch._dynamo``: that takes seconds."""
+    fn._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return fn
+
+
+@traced_as_constant
 def needs_reference() -> bool:
     """True under any ``grad``, ``jvp`` or functionalize level of ``torch.func`` and inside ``forward_ad.dual_level``.
 

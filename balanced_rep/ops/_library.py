@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from balanced_rep.ops._guard import needs_reference
+from balanced_rep.ops._guard import needs_reference, traced_as_constant
 from balanced_rep.ops._registry import BackendError, OpSpec, forced_backend, register
 
 __all__ = ["define", "run"]
 
 NAMESPACE = "balanced_rep"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_forced_at_trace = torch.compiler.assume_constant_result(forced_backend)
+_forced_at_trace = traced_as_constant(forced_backend)
 
 
 def define(
