@@ -1,0 +1,82 @@
+"""A kernel launch written once and run by every executor: grid, block, buffers, typed scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Buffer", "Launch", "bf16_to_f32", "empty", "f32_to_bf16", "rows_with_pitch"]
+
+from .triton_interpreter import bf16_to_f32, f32_to_bf16
+
+
+@dataclass
+class Buffer:
+    """One device allocation.
+
+    Attributes:
+        array: Contents before the launch. bfloat16 is carried as ``uint16`` bit patterns.
+        initialised: False for memory that the kernel must write before anything reads it.
+        offset: Elements by which the pointer handed to the kernel lies beyond the start of the allocation; an odd
+            offset is how a test makes rows unaligned.
+    """
+
+    array: np.ndarray
+    initialised: bool = True
+    offset: int = 0
+
+    @property
+    def offset_bytes(self) -> int:
+        return self.offset * self.array.itemsize
+
+
+def empty(shape: int | Sequence[int], dtype: np.typing.DTypeLike, *, offset: int = 0) -> Buffer:
+    """Return an uninitialised buffer, filled with a pattern that is no sensible value of any type."""
+    array = np.empty(shape, dtype)
+    array.view(np.uint8).reshape(-1)[:] = 0xA5
+    return Buffer(array, initialised=False, offset=offset)
+
+
+def rows_with_pitch(rows: np.ndarray, pitch: int) -> np.ndarray:
+    """Spread ``(n, p)`` rows over ``(n, pitch)`` with NaN (or the largest integer) between them.
+
+    Raises:
+        ValueError: If the pitch is shorter than a row.
+    """
+    if pitch < rows.shape[1]:
+        raise ValueError(f"pitch {pitch} is shorter than the {rows.shape[1]} columns")
+    filler = np.nan if rows.dtype.kind == "f" else np.iinfo(rows.dtype).max
+    spread = np.full((rows.shape[0], pitch), filler, rows.dtype)
+    spread[:, : rows.shape[1]] = rows
+    return spread
+
+
+@dataclass
+class Launch:
+    """Everything a launch needs besides the kernel.
+
+    Attributes:
+        grid: Blocks, up to three dimensions.
+        block: Threads per block; ignored for Triton kernels, which bring their own.
+        args: :class:`Buffer` for pointers, numpy scalars (``np.int64(3)``) for the rest: the type is part of the call.
+        shared_bytes: Dynamic shared memory.
+    """
+
+    grid: Sequence[int]
+    block: Sequence[int]
+    args: list[Buffer | np.generic]
+    shared_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for position, argument in enumerate(self.args):
+            if not isinstance(argument, Buffer | np.generic):
+                raise TypeError(
+                    f"argument {position} is {type(argument).__name__}: pass a Buffer, or a numpy scalar whose type "
+                    "is the kernel's parameter type"
+                )
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        return [argument for argument in self.args if isinstance(argument, Buffer)]
