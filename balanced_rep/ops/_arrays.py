@@ -31,7 +31,8 @@ def as_tensor(x: Any) -> tuple[Tensor, str]:
     if hasattr(x, "__dlpack__"):
         return torch.from_dlpack(x), "cupy" if type(x).__module__.partition(".")[0] == "cupy" else "torch"
     raise TypeError(
-        f"expected a torch tensor, numpy array or cupy array, got {type(x).__name__}: convert it with torch.as_tensor(x)"
+        f"expected a torch tensor, numpy array or cupy array, got {type(x).__name__}: "
+        "convert it with torch.as_tensor(x)"
     )
 
 
@@ -62,7 +63,9 @@ def _from_numpy(x: np.ndarray) -> Tensor:
             "x.astype(numpy.float32)"
         )
     if not x.dtype.isnative:
-        raise TypeError(f"x has byte order {x.dtype.str!r}: convert it with x.astype({x.dtype.newbyteorder('=').str!r})")
+        raise TypeError(
+            f"x has byte order {x.dtype.str!r}: convert it with x.astype({x.dtype.newbyteorder('=').str!r})"
+        )
     if x.size and any(s < 0 or s % x.itemsize for s in x.strides):
         x = np.ascontiguousarray(x)
     return torch.from_numpy(x if x.flags.writeable else np.asarray(_Memory(x)))

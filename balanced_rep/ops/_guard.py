@@ -31,10 +31,13 @@ def traced_as_constant(fn: F) -> F:
 
 @traced_as_constant
 def needs_reference() -> bool:
-    """True under any ``grad``, ``jvp`` or functionalize level of ``torch.func`` and inside ``forward_ad.dual_level``.
+    """Whether some ``torch.func`` level other than ``vmap``, or a ``forward_ad.dual_level``, is active.
 
     ``torch.compile`` enters the same transforms while it traces and guards on the stack, so the answer at trace time
     stays right for the compiled graph.
+
+    Returns:
+        True if only the differentiable reference is right here.
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return True

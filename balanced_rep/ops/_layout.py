@@ -78,6 +78,9 @@ def pool_vjp(x: Tensor, n_pooled: int, pool: int, value_vjp: Callable[[Tensor], 
         n_pooled: Number of pooled dims.
         pool: 0 none, 1 max, 2 mean.
         value_vjp: Takes the pooled values in float64, pooled dims kept with size 1; returns their cotangent.
+
+    Returns:
+        The cotangent, in the shape and dtype of ``x``.
     """
     values = x.double()
     dims = tuple(range(x.ndim - n_pooled, x.ndim))

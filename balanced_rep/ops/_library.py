@@ -57,6 +57,13 @@ def define(
 def run(spec: OpSpec, *args: Any) -> Any:
     """Calls the op as a user does: the library op, or the reference where a ``torch.func`` level takes derivatives.
 
+    Args:
+        spec: The op.
+        *args: Its arguments.
+
+    Returns:
+        The op's result.
+
     Raises:
         BackendError: If a backend other than the reference is forced where only the reference has a derivative.
     """

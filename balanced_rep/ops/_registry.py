@@ -80,7 +80,13 @@ class OpSpec:
         return {name: self.why_not(name, *args) for name in ORDER}
 
     def choose(self, *args: Any) -> str:
-        """Name of the backend that runs this call.
+        """Picks the backend for a call.
+
+        Args:
+            *args: The arguments of the call.
+
+        Returns:
+            Its name.
 
         Raises:
             BackendError: If a backend is forced that cannot run it.
@@ -113,6 +119,12 @@ REGISTRY: dict[str, OpSpec] = {}
 def register(spec: OpSpec) -> OpSpec:
     """Adds an op to the registry.
 
+    Args:
+        spec: The op.
+
+    Returns:
+        ``spec``.
+
     Raises:
         ValueError: If the name is taken or a backend is unknown.
     """
@@ -131,7 +143,10 @@ def _checked(name: str, origin: str) -> str:
 
 
 def forced_backend() -> str | None:
-    """The backend asked for by :func:`backend` or ``BALANCED_REP_BACKEND``; ``None`` means automatic choice.
+    """The backend asked for by :func:`backend` or ``BALANCED_REP_BACKEND``.
+
+    Returns:
+        Its name; ``None`` means automatic choice.
 
     Raises:
         BackendError: If the environment variable names no known backend.

@@ -2,9 +2,10 @@ r"""Log-histogram: the mergeable sketch behind top-k energy share, Gini and quan
 
 Each sample has a window of 32 octaves below ``2**top``; an octave has 32 equal bins for each sign. Bins are sorted by
 value: 1024 negative ones, one centre bin for everything outside the window (zeros and values below
-:math:`2^{top - 32}`), 1024 positive ones. With :math:`|v| = 2^e (1 + f)` and q = floor(:math:`2^{23}` f), the bin within
-the octave is the 5 leading bits of q and r is the 18 others. A bin keeps its count, sum r and sum :math:`r^2`: exact
-integers, so that merging is exact in any order, on any device, and the sums of :math:`|v|` and :math:`v^2` of a bin follow.
+:math:`2^{top - 32}`), 1024 positive ones. With :math:`|v| = 2^e (1 + f)` and q = floor(:math:`2^{23} f`), the bin
+within the octave is the 5 leading bits of q and r is the 18 others. A bin keeps its count, sum r and sum :math:`r^2`:
+exact integers, so that merging is exact in any order and on any device, and the sums of :math:`|v|` and :math:`v^2` of
+a bin follow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _REST_BITS = 18  # 23 mantissa bits of float32, less 5 for the bin
 
 
 def log_histogram_reference(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
-    """The definition: int64 ``(3, *kept, N_BINS)``, the count, sum r and sum r^2 of every bin.
+    """The definition, in integers.
 
     Args:
         x: Dims (kept..., reduced..., pooled...).
@@ -37,6 +38,9 @@ def log_histogram_reference(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, 
         n_kept: Number of kept dims.
         n_pooled: Number of pooled dims.
         pool: 0 none, 1 max, 2 mean.
+
+    Returns:
+        int64 ``(3, *kept, N_BINS)``: the count, sum r and sum r^2 of every bin.
     """
     v = pooled_float64(x, n_kept, n_pooled, pool)
     mantissa, exponent = torch.frexp(v.abs())  # |v| = mantissa * 2^exponent, mantissa in [1/2, 1)
@@ -70,7 +74,8 @@ def _fake(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tens
 
 def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, top: Tensor, n_kept: int, *rest: Any) -> Any:
     x, top = (
-        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip((x, top), in_dims[:2])
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in ((x, in_dims[0]), (top, in_dims[1]))
     )
     return torch.ops.balanced_rep.log_histogram(x, top, n_kept + 1, *rest), 1
 

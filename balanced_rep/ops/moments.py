@@ -136,6 +136,15 @@ def _value_vjp(v: Tensor, state: Tensor, grad: Tensor, n_kept: int) -> Tensor:
 
     With :math:`d = v - \mu`: :math:`g_\mu / n + 2 g_2 d + 3 g_3 (d^2 - m_2 / n) + 4 g_4 (d^3 - m_3 / n)
     + g_1 \operatorname{sign} v`, and an even split of the cotangents of min and max among ties, as ``amin`` does.
+
+    Args:
+        v: Values, pooled dims kept with size 1.
+        state: Output of the op, ``(10, *kept)``.
+        grad: Cotangent of ``state``.
+        n_kept: Number of kept dims.
+
+    Returns:
+        Cotangent of ``v``.
     """
     wide = (slice(None), *[slice(None)] * n_kept, *[None] * (v.ndim - n_kept))
     n, mean, m2, m3, _, _, low, high, _, _ = state[wide].unbind(0)

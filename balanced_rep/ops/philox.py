@@ -1,8 +1,8 @@
 r"""Counter-based randomness, keyed by (seed, item): the same bits on every backend, chunk size and worker count.
 
 Word j of item i is word ``j % 4`` of Philox4x32-10 (Salmon et al., SC 2011) with key ``seed`` and counter
-``(j // 4, i)``, each 64 bits wide, low half first. Normals come from Box-Muller on word pairs, evaluated in float32 with
-nothing but correctly rounded multiply, add and square root, never fused, so that every backend rounds alike: the
+``(j // 4, i)``, each 64 bits wide, low half first. Normals come from Box-Muller on word pairs, evaluated in float32
+with nothing but correctly rounded multiply, add and square root, never fused, so that every backend rounds alike: the
 logarithm, sine and cosine are the polynomials below (errors under 6e-9, below float32 rounding).
 """
 
@@ -23,9 +23,12 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
-# ln(1 + x) = x P(x) on [sqrt(1/2) - 1, sqrt(2) - 1]; sin(a pi/2) = a S(a^2), cos(a pi/2) = 1 + a^2 C(a^2) on [-1/2, 1/2].
-LOG = (1.0, -0.49999988079071045, 0.33333346247673035, -0.2500157952308655, 0.20000939071178436,
-       -0.1660836935043335, 0.14199650287628174, -0.13266031444072723, 0.12806610763072968, -0.07451186329126358)  # fmt: skip
+# ln(1 + x) = x P(x) on [sqrt(1/2) - 1, sqrt(2) - 1]; on [-1/2, 1/2] sin(a pi/2) = a S(a^2) and
+# cos(a pi/2) = 1 + a^2 C(a^2).
+LOG = (
+    1.0, -0.49999988079071045, 0.33333346247673035, -0.2500157952308655, 0.20000939071178436,
+    -0.1660836935043335, 0.14199650287628174, -0.13266031444072723, 0.12806610763072968, -0.07451186329126358,
+)  # fmt: skip
 SIN = (1.5707963705062866, -0.6459640860557556, 0.07969257980585098, -0.004681266378611326, 0.0001582063123350963)
 COS = (-1.2337005138397217, 0.253669410943985, -0.02086152881383896, 0.0009067399078048766)
 LN2 = 0.6931471824645996

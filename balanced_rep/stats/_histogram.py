@@ -63,7 +63,7 @@ class LogHistogram:
         return moved
 
     def _magnitudes(self, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Count, sum |v| and sum v^2 of [centre, 1024 bins ascending]; the centre's sums are what is left of the totals."""
+        """Count, sum |v| and sum v^2 of [centre, 1024 bins ascending]; the centre has what is left of the totals."""
         count, r1, r2 = (self.table[..., CENTRE + 1 :] + self.table[..., :CENTRE].flip(-1)).double()
         scale, step, _ = _geometry(self.table.device)
         r1, r2 = r1 * 2.0**-23, r2 * 2.0**-46
@@ -72,15 +72,24 @@ class LogHistogram:
         unit = torch.exp2(-self.top.double())
         rest = [(total - part.sum(-1)).clamp_min(0) for total, part in ((l1 * unit, size), (energy * unit**2, square))]
         centre = self.table[0, ..., CENTRE].double()
-        return tuple(
+        all_count, all_size, all_square = (
             torch.cat([c.unsqueeze(-1), b], -1) for c, b in ((centre, count), (rest[0], size), (rest[1], square))
         )
+        return all_count, all_size, all_square
 
     def topk_share(self, k: Tensor, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Share of the energy sum v^2 in the k largest |v|, and a bound on its error.
 
         Whole bins are exact. Of the bin that holds rank k, between (its mean energy) and (the most that its edge
         allows) times the remaining ranks belong to the share; the middle is returned.
+
+        Args:
+            k: ``(*shape,)`` numbers of values.
+            l1: Sum of |v| from the moments.
+            energy: Sum of v^2 from the moments.
+
+        Returns:
+            Share and bound, ``(*shape,)`` each.
         """
         count, _, square = (t.flip(-1) for t in self._magnitudes(l1, energy))
         _, _, low = _geometry(self.table.device)
@@ -99,6 +108,13 @@ class LogHistogram:
 
         Pairs in different bins count exactly; pairs in one bin of width 2^-5 relative add at most 2^-7 of
         (count share) x (L1 share), and at most the whole product in the centre bin. The middle is returned.
+
+        Args:
+            l1: Sum of |v| from the moments.
+            energy: Sum of v^2 from the moments.
+
+        Returns:
+            Index and bound, ``(*shape,)`` each.
         """
         count, size, _ = self._magnitudes(l1, energy)
         n, total = count.sum(-1, keepdim=True), size.sum(-1, keepdim=True)
@@ -109,9 +125,17 @@ class LogHistogram:
         return across + within / 2, within / 2 + _ROUNDING
 
     def quantile(self, q: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantiles ``(len(q), *shape)`` with linear interpolation between ranks, and a bound on the error of each.
+        """Quantiles with linear interpolation between ranks, and a bound on the error of each.
 
         A value is taken at the middle of its bin, so it is off by at most 2^-6 of itself, or by 2**(top - 32) near 0.
+
+        Args:
+            q: Numbers in [0, 1], float64, 1-d.
+            low: Least value, from the moments.
+            high: Greatest value, from the moments.
+
+        Returns:
+            Quantiles and bounds, ``(len(q), *shape)`` each.
         """
         count = self.table[0]
         through = count.cumsum(-1)

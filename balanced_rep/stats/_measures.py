@@ -220,7 +220,9 @@ class Measures:
         if many.ndim > 1 or not bool(((many >= 0) & (many <= 1)).all()):
             raise ValueError(f"q must be one or several numbers in [0, 1], got {q!r}")
         value, bound = sketch.quantile(many.reshape(-1), self.state[6], self.state[7])
-        return self._pair(*(t if many.ndim else t[0] for t in (value, bound)), return_bound)
+        if many.ndim == 0:
+            value, bound = value[0], bound[0]
+        return self._pair(value, bound, return_bound)
 
     @property
     def _n(self) -> Tensor:

@@ -13,6 +13,13 @@ def merge_moments(a: Tensor, b: Tensor) -> Tensor:
 
     Central moments by the pairwise update of Pebay (SAND2008-6212, 2008); a sample with NaN or infinite values keeps
     the IEEE value of its mean and NaN moments, as one read of both samples would give.
+
+    Args:
+        a: State of one sample, fields as in :data:`balanced_rep.ops.moments.FIELDS`.
+        b: State of the other.
+
+    Returns:
+        State of both.
     """
     na, ma, a2, a3, a4 = a[:5].unbind(0)
     nb, mb, b2, b3, b4 = b[:5].unbind(0)

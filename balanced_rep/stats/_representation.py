@@ -51,7 +51,8 @@ def representation_stats(
         pool_dim: Dims of ``h`` to pool; by default the spatial dims of ``(N, C, *spatial)`` and the token dim
             of ``(N, T, D)``.
         threshold: A value is active if it is greater than this, in the units of ``h``.
-        histogram: Also keep a log-histogram (49 kB per result, one more read) for ``topk_share``, ``gini``, ``quantile``.
+        histogram: Also keep a log-histogram (49 kB per result, one more read) for ``topk_share``, ``gini`` and
+            ``quantile``.
         entropy: Also keep the sum for ``energy_entropy`` (one more read).
 
     Returns:
@@ -151,12 +152,14 @@ class RepresentationStats(Measures):
             merged._check_compatible(other)
             if merged.shape != other.shape:
                 raise ValueError(f"cannot merge statistics of shapes {tuple(merged.shape)} and {tuple(other.shape)}")
+            a, b = merged.histogram, other.histogram
+            e, f = merged.energy_log, other.energy_log
             merged = replace(
                 merged,
                 state=merge_moments(merged.state, other.state),
                 dtype=torch.promote_types(merged.dtype, other.dtype),
-                histogram=merged.histogram and other.histogram and merged.histogram.merge(other.histogram),
-                energy_log=None if merged.energy_log is None else merged.energy_log + other.energy_log,
+                histogram=None if a is None or b is None else a.merge(b),
+                energy_log=None if e is None or f is None else e + f,
             )
         return merged
 
@@ -190,7 +193,8 @@ class RepresentationStats(Measures):
             "dtype": torch.empty(0, dtype=self.dtype),
         }
         if self.histogram is not None:
-            out |= {"histogram.table": self.histogram.table.contiguous(), "histogram.top": self.histogram.top.contiguous()}
+            out["histogram.table"] = self.histogram.table.contiguous()
+            out["histogram.top"] = self.histogram.top.contiguous()
         if self.energy_log is not None:
             out["energy_log"] = self.energy_log.contiguous()
         return out
@@ -198,6 +202,12 @@ class RepresentationStats(Measures):
     @classmethod
     def from_state_dict(cls, tensors: dict[str, Tensor]) -> RepresentationStats:
         """Statistics from :meth:`state_dict`.
+
+        Args:
+            tensors: What :meth:`state_dict` gave.
+
+        Returns:
+            The statistics.
 
         Raises:
             ValueError: If a tensor is missing or has the wrong shape.
