@@ -17,10 +17,12 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.py[co
 CXX_FILES = $(shell find csrc tests -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench docs tables wheel clean distclean
+.PHONY: help env demo test test-slow lint format bench docs tables wheel clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+env: $(VENV)/.dev $(VENV)/.built  ## the development environment, in .venv/
 
 demo: $(VENV)/.built  ## find the memorized digits: about a minute after set-up
 	$(BIN)/balanced-rep demo $(ARGS)
@@ -46,12 +48,13 @@ bench: $(VENV)/.dev $(VENV)/.built  ## benchmarks on this machine
 	$(PYTEST) bench $(ARGS)
 
 docs: $(VENV)/.dev $(VENV)/.built  ## the documentation site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tables: $(VENV)/.dev $(VENV)/.built  ## rewrite the generated blocks of README.md and docs/
 	$(PY) scripts/update_tables.py
 
 wheel: $(VENV)/.dev  ## sdist and wheel, in dist/
+	rm -rf dist
 	$(PY) -m build --outdir dist
 
 clean:  ## remove what was built, keep the environment

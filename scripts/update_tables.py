@@ -1,39 +1,71 @@
 """Rewrite the generated blocks of README.md and docs/, or with --check only say which are out of date.
 
-A block lies between ``<!-- generated: NAME -->`` and ``<!-- end: NAME -->``; NAME is a function of this file. The
-contents come from the op registry and from the benchmark results in the repository, never from this machine.
+A block lies between ``<!-- generated: NAME -->`` and ``<!-- end: NAME -->``; NAME is a function of this file,
+with arguments after colons. The text comes from the op registry and from the benchmark results in the repository,
+never from this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import pkgutil
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import balanced_rep.ops as ops_package
+from balanced_rep.ops._registry import REGISTRY, OpSpec
+
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(?P<open><!-- generated: (?P<name>[\w-]+) -->\n).*?(?P<close><!-- end: (?P=name) -->)", re.DOTALL)
+BLOCK = re.compile(r"(?P<open><!-- generated: (?P<name>[\w:-]+) -->\n).*?(?P<close><!-- end: (?P=name) -->)", re.DOTALL)
 BACKENDS = {"reference": "reference", "cpp": "C++", "triton": "Triton", "cuda": "CUDA C++"}
+RUNS_ON = {
+    "reference": "any device, float64",
+    "cpp": "CPU; instruction set chosen at import",
+    "triton": "CUDA device",
+    "cuda": "CUDA device; compiled at first use by NVRTC",
+}
 
 
-def summary(op: str, module: str) -> str:
-    """First sentence of the docstring of the public function ``op``."""
-    text = " ".join((getattr(importlib.import_module(module), op).__doc__ or "").split("\n\n")[0].split())
-    return text.rstrip(".")
+def registry() -> dict[str, OpSpec]:
+    """Every op of the package, those with the most backends first."""
+    for module in pkgutil.iter_modules(ops_package.__path__, "balanced_rep.ops."):
+        if module.name != "balanced_rep.ops._cpp":  # the one that needs the extension, which not every place has
+            importlib.import_module(module.name)
+    return dict(sorted(REGISTRY.items(), key=lambda item: (-len(item[1].impls), item[0])))
+
+
+def summary(name: str, spec: OpSpec) -> str:
+    """What an op is: its module's first sentence, or its function's where a module holds several ops."""
+    module = importlib.import_module(spec.reference.__module__)
+    alone = sum(other.reference.__module__ == module.__name__ for other in registry().values()) == 1
+    text = (module.__doc__ if alone else getattr(module, name).__doc__) or ""
+    first = " ".join(text.split("\n\n")[0].split()).rstrip(".")
+    first = re.sub(r"^[\w -]+: ", "", first) if alone else first
+    first = re.sub(r"``(.+?)``", r"`\1`", re.sub(r":math:`(.+?)`", r"$\1$", first))
+    return first[:1].upper() + first[1:]
 
 
 def ops() -> str:
     """Table of ops x backends, from the registry."""
-    import balanced_rep.ops  # noqa: F401, PLC0415
-    from balanced_rep.ops._registry import REGISTRY  # noqa: PLC0415
-
     lines = ["| op | " + " | ".join(BACKENDS.values()) + " | |", "|---|" + ":-:|" * len(BACKENDS) + "---|"]
-    for name, spec in REGISTRY.items():
+    for name, spec in registry().items():
         has = ["✓" if b == "reference" or b in spec.impls else "" for b in BACKENDS]
-        lines.append(f"| `{name}` | " + " | ".join(has) + f" | {summary(name, spec.reference.__module__)} |")
+        lines.append(f"| `{name}` | " + " | ".join(has) + f" | {summary(name, spec)} |")
     return "\n".join(lines)
+
+
+def backends(name: str) -> str:
+    """Table of the backends of one op."""
+    spec = registry()[name]
+    lines = ["| backend | runs on | where |", "|---|---|---|"]
+    targets = {"reference": f"{spec.reference.__module__}:{spec.reference.__name__}"}
+    targets |= {backend: impl.target for backend, impl in spec.impls.items()}
+    lines += [f"| {BACKENDS[b]} | {RUNS_ON[b]} | `{targets[b]}` |" for b in BACKENDS if b in targets]
+    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in spec.tolerance)
+    return "\n".join([*lines, "", f"Input: {dtypes}."])
 
 
 def results() -> str:
@@ -44,7 +76,7 @@ def results() -> str:
     return importlib.import_module("bench.report").markdown()
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"ops": ops, "results": results}
+GENERATORS: dict[str, Callable[..., str]] = {"ops": ops, "backends": backends, "results": results}
 
 
 def rewritten(text: str) -> str:
@@ -53,12 +85,17 @@ def rewritten(text: str) -> str:
     Raises:
         KeyError: If a block names no generator.
     """
-    return BLOCK.sub(lambda m: f"{m['open']}{GENERATORS[m['name']]()}\n{m['close']}", text)
+
+    def block(match: re.Match[str]) -> str:
+        name, *arguments = match["name"].split(":")
+        return f"{match['open']}{GENERATORS[name](*arguments)}\n{match['close']}"
+
+    return BLOCK.sub(block, text)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns 1 if ``--check`` found an old block."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Rewrite the generated blocks of README.md and docs/.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a block is out of date")
     check = parser.parse_args(argv).check
     old = []
