@@ -48,7 +48,7 @@ def activations(
     elif distribution == "huge":
         x = x.sign() * (6e4 if narrow else 3e38) * (1 - 0.1 * x.abs().clamp_max(1))
     elif distribution == "subnormal":
-        x = x * (1e-7 if narrow else 1e-41)
+        x = x * {torch.float16: 1e-7, torch.bfloat16: 1e-39}.get(dtype, 1e-41)
     elif distribution == "constant":
         x = torch.full(shape, 0.1, dtype=torch.float64)
     elif distribution == "step":
@@ -77,7 +77,7 @@ def assert_moments_close(got: Tensor, want: Tensor, *, rel: float = 1e-6, shape_
     """
     assert got.dtype == torch.float64, f"state is {got.dtype}, not float64"
     assert got.shape == want.shape, f"shape {tuple(got.shape)} is not {tuple(want.shape)}"
-    got, want = (t.detach().cpu().flatten(1) for t in (got, want))
+    got, want = (t.detach().cpu().reshape(len(FIELDS), got[0].numel()) for t in (got, want))
     for name in ("n", "min", "max", "n_active", "n_nonfinite"):
         i = FIELDS.index(name)
         torch.testing.assert_close(got[i], want[i], rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")

@@ -129,7 +129,7 @@ def _pooled_dims(x: Tensor, pool: str | None, pool_dim: int | Sequence[int] | No
 def _normalise(dim: int | Sequence[int] | None, ndim: int, name: str, shape: tuple[int, ...]) -> list[int]:
     if dim is None:
         return list(range(ndim))
-    dims = [dim] if isinstance(dim, int) else list(dim)
+    dims = list(dim) if isinstance(dim, Sequence) else [dim]
     if ndim == 0 and dims == [-1]:
         return []  # a scalar counts as one value, as in torch.std
     for d in dims:

@@ -95,7 +95,7 @@ def philox_bits_reference(items: Tensor, seed: int, n: int) -> Tensor:
     """The definition, in int64 arithmetic: ``items`` (b,) -> (b, n)."""
     block = torch.arange((n + 3) // 4, device=items.device)
     c = [
-        *(w.expand(items.shape[0], -1) for w in (block & _MASK, block >> 32)),
+        *(w.expand(items.shape[0], -1) for w in (block & _MASK, block >> 32 & _MASK)),
         *(w.unsqueeze(1).expand(-1, block.shape[0]) for w in (items & _MASK, items >> 32 & _MASK)),
     ]
     k0, k1 = seed & _MASK, seed >> 32 & _MASK
@@ -104,7 +104,7 @@ def philox_bits_reference(items: Tensor, seed: int, n: int) -> Tensor:
         p0, p1 = c[0] * MULTIPLIERS[0], c[2] * MULTIPLIERS[1]
         c = [p1 >> 32 & _MASK ^ c[1] ^ k0, p1 & _MASK, p0 >> 32 & _MASK ^ c[3] ^ k1, p0 & _MASK]
         k0, k1 = k0 + WEYL[0] & _MASK, k1 + WEYL[1] & _MASK
-    return torch.stack(c, -1).reshape(items.shape[0], -1)[:, :n]
+    return torch.stack(c, -1).reshape(items.shape[0], c[0].shape[1] * 4)[:, :n].contiguous()
 
 
 def philox_normal_reference(items: Tensor, seed: int, n: int) -> Tensor:
@@ -112,7 +112,7 @@ def philox_normal_reference(items: Tensor, seed: int, n: int) -> Tensor:
     words = philox_bits_reference(items, seed, n + n % 2)
     radius = (-2.0 * _log_uniform(words[:, ::2])).sqrt()
     cos, sin = _cos_sin_turn(words[:, 1::2])
-    return torch.stack([radius * cos, radius * sin], -1).flatten(1)[:, :n]
+    return torch.stack([radius * cos, radius * sin], -1).flatten(1)[:, :n].contiguous()
 
 
 def _log_uniform(word: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from balanced_rep.ops.log_histogram import BINS_PER_OCTAVE, CENTRE, N_BINS, OCTA
 
 __all__ = ["LogHistogram", "window_top"]
 
+_LOWEST = -1100  # below every float64: a sample of zeros, or an empty one, leaves the window to what it is merged with
 _ROUNDING = 2.0**-22  # float64 mantissas are cut to 23 bits, and totals come from the moments
 
 
 def window_top(absmax: Tensor) -> Tensor:
     """int64 exponent with ``absmax < 2**top``; a little headroom for pooled means that round differently."""
-    usable = torch.where(absmax.isfinite(), absmax, 0.0) * (1 + 2.0**-18)
-    return torch.frexp(usable).exponent.long()
+    top = torch.frexp(absmax * (1 + 2.0**-18)).exponent.long()
+    return torch.where(absmax.isfinite() & (absmax > 0), top, _LOWEST)
 
 
 @functools.cache
