@@ -36,13 +36,17 @@ def refuse_transforms() -> None:
         reason = "inside a torch.func transform (vmap, grad, jvp, ...); call the model on a plain batch instead"
     elif torch.autograd.forward_ad._current_level >= 0:
         reason = "inside forward_ad.dual_level, as recorded statistics carry no tangent; call the model outside of it"
-    elif torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    elif torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _makes_a_graph():
         reason = "while the model is being compiled, exported or traced; record the eager model"
     elif torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         reason = "while a CUDA graph is being captured; record before or after"
     else:
         return
     raise RuntimeError(f"record: a model cannot be recorded {reason}")
+
+
+def _makes_a_graph() -> bool:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def check_calls(name: str, kind: str, shapes: Sequence[str], wanted: int | str | None) -> None:

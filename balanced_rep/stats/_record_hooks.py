@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import defaultdict
@@ -29,6 +30,11 @@ _active: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyD
 _lock = threading.Lock()
 
 
+def _eager(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keeps a compiler that is around from tracing a hook; to import one for the purpose would take a second."""
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+
+
 @dataclass(frozen=True)
 class Options:
     """What to record of each layer; see :func:`balanced_rep.stats.record.record`."""
@@ -51,6 +57,7 @@ class _Forward:
         stopped: All layers have been recorded and the stop signal was raised.
         stats: What was recorded.
         shapes: Of every layer and call, so that ``len(shapes[name])`` counts calls.
+        failed: With ``call=-1``, layers whose latest call could not be reduced, and why.
     """
 
     moment: Moment
@@ -58,6 +65,7 @@ class _Forward:
     stopped: bool = False
     stats: dict[Key, RepresentationStats] = field(default_factory=dict)
     shapes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    failed: dict[str, tuple[type[Exception], str]] = field(default_factory=dict)
 
 
 class Recorder(AbstractContextManager[Recording]):
@@ -96,10 +104,10 @@ class Recorder(AbstractContextManager[Recording]):
             undo.callback(self._release, model)
             if self._options.stop:
                 undo.callback(catch_at_root(model, self._run_to_stop))
-            undo.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            undo.callback(model.register_forward_pre_hook(_eager(self._begin), with_kwargs=True).remove)
             for layer in self._layers:
                 undo.callback(self._listen(layer))
-            undo.callback(model.register_forward_hook(self._end).remove)
+            undo.callback(model.register_forward_hook(_eager(self._end)).remove)
             self._cleanup = undo.pop_all()
         return self._recording
 
@@ -117,8 +125,8 @@ class Recorder(AbstractContextManager[Recording]):
 
     def _listen(self, layer: Layer) -> Callable[[], None]:
         if self._options.at == "output":
-            return layer.module.register_forward_hook(partial(self._after_layer, layer.name)).remove
-        hook = partial(self._before_layer, layer.name)
+            return layer.module.register_forward_hook(_eager(partial(self._after_layer, layer.name))).remove
+        hook = _eager(partial(self._before_layer, layer.name))
         return layer.module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
     def _claim(self, model: nn.Module) -> None:
@@ -187,6 +195,8 @@ class Recorder(AbstractContextManager[Recording]):
         self._commit(forward)
 
     def _check(self, forward: _Forward) -> None:
+        for kind, text in forward.failed.values():
+            raise kind(text)
         for layer in self._layers:
             check_calls(layer.name, type(layer.module).__name__, forward.shapes[layer.name], self._options.call)
 
@@ -232,16 +242,20 @@ class Recorder(AbstractContextManager[Recording]):
             return
         wanted, shapes = self._options.call, forward.shapes[name]
         call = len(shapes)
+        shapes.append(self._shape(value))
         if wanted not in {call, -1, "all"} and not (wanted is None and call == 0):
-            shapes.append(self._shape(value))
             return
         try:
-            x = find_tensor(value, self._options.select).detach()
-            shapes.append(str(tuple(x.shape)))
-            stats = self._reduce(x)
+            stats = self._reduce(find_tensor(value, self._options.select).detach())
         except (TypeError, ValueError, LookupError) as error:
             what = f"record: the {self._options.at} of layer {name!r}, call {call}"
-            raise type(error)(f"{what}: {error}. It is {describe(value)}; select= takes another tensor") from error
+            text = f"{what}: {error}. It is {describe(value)}; select= takes another tensor"
+            if wanted != -1:
+                raise type(error)(text) from error
+            # A call that turns out not to be the last may be anything. The error itself would hold the activation.
+            forward.failed[name] = type(error), text
+            return
+        forward.failed.pop(name, None)
         forward.stats[(name, call) if wanted == "all" else name] = stats
         if self._catching and len(forward.stats) == len(self._layers):
             forward.stopped = True

@@ -119,7 +119,7 @@ def _try_pattern(text: str) -> re.Pattern[str] | None:
 
 
 def _has_no_forward(module: nn.Module) -> bool:
-    return type(module).forward is nn.Module.forward and "forward" not in vars(module)
+    return getattr(type(module), "forward", None) is nn.Module.forward and "forward" not in vars(module)
 
 
 def _ancestors(name: str) -> Iterator[str]:
