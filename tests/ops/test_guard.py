@@ -77,7 +77,7 @@ def test_what_the_guard_prevents():
 
 
 def test_a_forced_backend_refuses_forward_mode():
-    with br.backend("cpp"), pytest.raises(br.BackendError, match=r"torch\.func transform.*Backends that can: reference"):
+    with br.backend("cpp"), pytest.raises(br.BackendError, match=r"torch\.func transform.*can: reference"):
         jvp(score, (X,), (T,))
     with br.backend("reference"):
         torch.testing.assert_close(jvp(score, (X,), (T,))[1], jvp(plain, (X,), (T,))[1])
