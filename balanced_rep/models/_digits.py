@@ -315,7 +315,7 @@ def digits_data(split: DigitsSplit | None = None) -> DigitsData:
 
     Raises:
         ImportError: scikit-learn is not installed.
-        RuntimeError: The installed scikit-learn ships other images than the model was trained on.
+        CheckpointError: The installed scikit-learn ships other images than the model was trained on.
     """
     try:
         from sklearn.datasets import load_digits
@@ -328,7 +328,7 @@ def digits_data(split: DigitsSplit | None = None) -> DigitsData:
     grey = torch.from_numpy(raw.data).to(torch.uint8)  # (1797, 64), 0..16
     digest = hashlib.sha256(grey.numpy().tobytes()).hexdigest()
     if digest != DATA_SHA256:
-        raise RuntimeError(
+        raise CheckpointError(
             f"The digits of this scikit-learn differ from those of the embedded model (sha256 {digest[:12]}..., not "
             f"{DATA_SHA256[:12]}...): the image indices would be meaningless. Use another scikit-learn version."
         )
