@@ -71,7 +71,8 @@ def auc_standard_error(auc: float, n_positive: int, n_negative: int) -> float:
     """Standard error of an AUC after Hanley & McNeil (1982).
 
     `var = [A (1 - A) + (n_positive - 1) (Q1 - A^2) + (n_negative - 1) (Q2 - A^2)] / (n_positive n_negative)` with
-    `Q1 = A / (2 - A)` and `Q2 = 2 A^2 / (1 + A)`.
+    `Q1 = A / (2 - A)` and `Q2 = 2 A^2 / (1 + A)`. For A below 1/2 it is computed for `1 - A`, the AUC of the score with
+    its sign turned, so that turning the sign never changes how sure one is.
 
     Args:
         auc: A, in [0, 1].
@@ -81,6 +82,7 @@ def auc_standard_error(auc: float, n_positive: int, n_negative: int) -> float:
     Returns:
         The standard error.
     """
+    auc = max(auc, 1 - auc)
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     total = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
     return math.sqrt(max(0.0, total) / (n_positive * n_negative))
