@@ -1,0 +1,235 @@
+"""Warp primitives: shuffles, votes, reductions, warp barriers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .decoder import Decoder, Lanes, Run, opcode, require
+from .parser import Instruction
+from .report import ExecutionError
+from .types import TYPES, type_of
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+__all__ = ["full_warps", "reduce_at_barrier"]
+
+
+def full_warps(m: Machine, lanes: Lanes, instruction: Instruction) -> np.ndarray:
+    """Return the threads of an instruction as ``(warps, 32)``.
+
+    Raises:
+        ExecutionError: If a warp takes part with only some of its lanes.
+    """
+    threads = m.threads(lanes)
+    if len(threads) % 32 == 0:
+        warps = threads.reshape(-1, 32)
+        if (m.lane[warps] == np.arange(32)).all() and (m.warp[warps] == m.warp[warps[:, :1]]).all():
+            return warps
+    raise ExecutionError(
+        f"a whole warp must execute this together, some lanes are missing: {instruction.source}, PTX line "
+        f"{instruction.line}: {instruction.text}"
+    )
+
+
+def _check_mask(m: Machine, threads: np.ndarray, mask: np.ndarray, instruction: Instruction) -> None:
+    """Report lanes that are not in their own mask, and lanes of the mask that are not here."""
+    lanes = m.lane[threads].astype(np.uint32)
+    mask = np.broadcast_to(np.asarray(mask), threads.shape).astype(np.uint32)
+    outside = (mask >> lanes & np.uint32(1)) == 0
+    if outside.any():
+        first = int(np.argmax(outside))
+        detail = f"lane {lanes[first]} is not in its own member mask {mask[first]:#010x}"
+        m.issues.add("shuffle", instruction, detail, topic="own lane", count=int(outside.sum()))
+    present = np.zeros(int(m.warp[-1]) + 1, np.uint32)
+    np.bitwise_or.at(present, m.warp[threads], np.uint32(1) << lanes)
+    in_warp = np.minimum(m.n_threads - (m.rank[threads] // 32) * 32, 32)  # lanes that exist in a partial warp
+    exist = np.where(in_warp == 32, np.uint32(0xFFFFFFFF), (np.uint32(1) << (in_warp % 32).astype(np.uint32)) - 1)
+    missing = mask & exist.astype(np.uint32) & ~present[m.warp[threads]]
+    if missing.any():
+        first = int(np.argmax(missing != 0))
+        detail = f"lanes {missing[first]:#010x} of the member mask {mask[first]:#010x} do not take part"
+        m.issues.add("shuffle", instruction, detail, topic="absent", count=int((missing != 0).sum()))
+
+
+@opcode("shfl")
+def _shfl(decoder: Decoder, instruction: Instruction) -> Run:
+    """Read another lane's value. ``c`` holds the clamp (bits 0-4) and the segment mask (bits 8-12)."""
+    require(instruction, "sync", "up", "down", "bfly", "idx")
+    mode = instruction.modifiers[1]
+    names = instruction.operands[0].split("|")
+    writes = [decoder.target(names[0])] + ([decoder.target(names[1])] if len(names) > 1 else [])
+    value = decoder.source(instruction.operands[1], TYPES["b32"])
+    by, clamp, mask = (decoder.source(operand, TYPES["u32"]) for operand in instruction.operands[2:5])
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        count = len(threads)
+        values = np.broadcast_to(np.asarray(value(m, lanes)), (count,))
+        b, c = (np.asarray(read(m, lanes)).astype(np.int64) for read in (by, clamp))
+        lane = m.lane[threads]
+        segment, limit = (c >> 8) & 31, c & 31
+        low = lane & segment
+        high = low | (limit & ~segment)
+        if mode == "up":
+            source = lane - b
+            valid = source >= high  # for `up` the clamp is the lowest lane
+        else:
+            source = {"down": lane + b, "bfly": lane ^ b}.get(mode, low | (b & ~segment & 31))
+            valid = source <= high
+        source = np.where(valid, source, lane)
+        position = np.full(m.size + 32, -1, np.int64)
+        position[threads] = np.arange(count)
+        found = position[threads - lane + source]
+        _check_mask(m, threads, mask(m, lanes), instruction)
+        absent = found < 0
+        if absent.any():
+            first = int(np.argmax(absent))
+            detail = f"lane {lane[first]} reads lane {source[first]}, which is inactive"
+            m.issues.add("shuffle", instruction, detail, topic="inactive", count=int(absent.sum()))
+        writes[0](m, lanes, values[np.where(absent, np.arange(count), found)])
+        if len(writes) > 1:
+            writes[1](m, lanes, valid)
+
+    return run
+
+
+@opcode("vote")
+def _vote(decoder: Decoder, instruction: Instruction) -> Run:
+    require(instruction, "sync", "all", "any", "uni", "ballot")
+    write, vote = decoder.target(instruction.operands[0]), decoder.predicate(instruction.operands[1])
+    mask = decoder.source(instruction.operands[2], TYPES["u32"])
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        votes = np.broadcast_to(np.asarray(vote(m, lanes)), (len(threads),))
+        _check_mask(m, threads, mask(m, lanes), instruction)
+        warps = m.warp[threads]
+        if "ballot" in instruction.modifiers:
+            write(m, lanes, _ballot(m, threads, votes)[warps])
+            return
+        yes, total = np.bincount(warps, votes), np.bincount(warps)
+        if "any" in instruction.modifiers:
+            result = yes > 0
+        elif "all" in instruction.modifiers:
+            result = yes == total
+        else:
+            result = (yes == total) | (yes == 0)
+        write(m, lanes, result[warps])
+
+    return run
+
+
+def _ballot(m: Machine, threads: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """Return per warp the mask of lanes that vote true."""
+    result = np.zeros(int(m.warp[-1]) + 1, np.uint32)
+    bits = np.where(votes, np.uint32(1) << m.lane[threads].astype(np.uint32), np.uint32(0))
+    np.bitwise_or.at(result, m.warp[threads], bits)
+    return result
+
+
+@opcode("activemask")
+def _activemask(decoder: Decoder, instruction: Instruction) -> Run:
+    write = decoder.target(instruction.operands[0])
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        write(m, lanes, _ballot(m, threads, np.ones(len(threads), bool))[m.warp[threads]])
+
+    return run
+
+
+_REDUCTIONS = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+@opcode("redux")
+def _redux(decoder: Decoder, instruction: Instruction) -> Run:
+    require(instruction, "sync", *_REDUCTIONS)
+    kind = type_of(instruction.modifiers)
+    function = _REDUCTIONS[instruction.modifiers[1]]
+    write, value = decoder.target(instruction.operands[0]), decoder.source(instruction.operands[1], kind)
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        values = np.broadcast_to(np.asarray(value(m, lanes)), (len(threads),))
+        starts = np.nonzero(np.diff(m.warp[threads], prepend=-1))[0]
+        totals = function.reduceat(values, starts).astype(kind.dtype)
+        write(m, lanes, np.repeat(totals, np.diff(np.append(starts, len(threads)))))
+
+    return run
+
+
+@opcode("match")
+def _match(decoder: Decoder, instruction: Instruction) -> Run:
+    require(instruction, "sync", "any")
+    kind = type_of(instruction.modifiers)
+    write, value = decoder.target(instruction.operands[0]), decoder.source(instruction.operands[1], kind)
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        values = np.broadcast_to(np.asarray(value(m, lanes)), (len(threads),))
+        _, names = np.unique(values, return_inverse=True)
+        keys = m.warp[threads] * (int(names.max()) + 1) + names
+        _, groups = np.unique(keys, return_inverse=True)
+        masks = np.zeros(int(groups.max()) + 1, np.uint32)
+        np.bitwise_or.at(masks, groups, np.uint32(1) << m.lane[threads].astype(np.uint32))
+        write(m, lanes, masks[groups])
+
+    return run
+
+
+@opcode("elect")
+def _elect(decoder: Decoder, instruction: Instruction) -> Run:
+    require(instruction, "sync")
+    chosen, flag = (decoder.target(name) for name in instruction.operands[0].split("|"))
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        first = np.diff(m.warp[threads], prepend=-1) != 0
+        leaders = np.repeat(m.lane[threads][first], np.diff(np.append(np.nonzero(first)[0], len(threads))))
+        chosen(m, lanes, leaders.astype(np.uint32))
+        flag(m, lanes, first)
+
+    return run
+
+
+@opcode("bar", "barrier")
+def _warp_barrier(decoder: Decoder, instruction: Instruction) -> Run:
+    """``bar.warp.sync``; barriers of the block are control flow and handled by the machine."""
+    require(instruction, "warp", "sync")
+    mask = decoder.source(instruction.operands[0], TYPES["u32"])
+
+    def run(m, lanes: Lanes) -> None:
+        threads = m.threads(lanes)
+        _check_mask(m, threads, mask(m, lanes), instruction)
+        m.sync.warp_barrier(threads, m.time)
+
+    return run
+
+
+def reduce_at_barrier(m: Machine, instruction: Instruction, threads: np.ndarray) -> None:
+    """Give the result of ``bar.red`` to threads of whole blocks that have met there.
+
+    Raises:
+        ExecutionError: If the barrier counts only some of a block's threads.
+    """
+    operands = [operand for operand in instruction.operands if not operand.isdigit()]
+    if len(operands) != 2:
+        raise ExecutionError(f"this form of 'bar.red' is not known: {instruction.text}")
+    votes = m.decoder.predicate(operands[1])(m, threads)
+    blocks = m.block_of[threads]
+    yes, total = np.bincount(blocks, votes), np.bincount(blocks)
+    if "popc" in instruction.modifiers:
+        result = yes.astype(np.uint32)
+    else:
+        result = yes > 0 if "or" in instruction.modifiers else yes == total
+    m.decoder.target(operands[0])(m, threads, result[blocks])
