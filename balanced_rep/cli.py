@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from balanced_rep.demo._command import demo
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -15,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(demo)
 
 
 def _version(wanted: bool) -> None:
