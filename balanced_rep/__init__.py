@@ -2,10 +2,14 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from balanced_rep._version import __version__
 from balanced_rep.ops import BackendError, backend
 from balanced_rep.stats import Recording, RepresentationStats, cat, record, representation_stats
+
+if TYPE_CHECKING:
+    from balanced_rep import models
 
 __all__ = [
     "BackendError",
