@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from balanced_rep.models import DigitsDenoiser
+from balanced_rep.models import DigitsDenoiser, digits_data
 from balanced_rep.models import train_digits as module
 from balanced_rep.models.train_digits import Recipe, main, train_digits
 
@@ -23,6 +23,14 @@ def test_a_few_steps_lower_the_loss() -> None:
     assert model.recipe["final_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_averaged_weights_learn_too() -> None:
+    trained, untrained = (train_digits(replace(SHORT, steps=steps)) for steps in (60, 1))
+    x = digits_data(trained.split).images
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    error = [(model(x + 0.5 * noise, 0.5) - x).square().mean().item() for model in (trained, untrained)]
+    assert error[0] < 0.7 * error[1]
 
 
 def test_same_seed_same_bytes_other_seed_other_model(tmp_path: Path) -> None:
@@ -51,7 +59,7 @@ def test_repeated_images_come_as_often_as_the_recipe_says(variant, share: float,
     monkeypatch.setattr(module, "edm_loss", lambda model, x, *rest: (drawn.append(x), loss(model, x, *rest))[1])
     recipe = replace(Recipe.of(variant), steps=40)
     model = train_digits(recipe)
-    data = module.digits_data(model.split)
+    data = digits_data(model.split)
     seen = torch.cat(drawn).flatten(1)
     hits = (torch.cdist(seen, data.repeated.flatten(1)).amin(dim=1) < 1e-3).double().mean().item()
     spread = (share * (1 - share) / len(seen)) ** 0.5
