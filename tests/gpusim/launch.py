@@ -21,22 +21,29 @@ class Buffer:
         initialised: False for memory that the kernel must write before anything reads it.
         offset: Elements by which the pointer handed to the kernel lies beyond the start of the allocation; an odd
             offset is how a test makes rows unaligned.
+        bf16: Whether the ``uint16`` elements are bfloat16 bit patterns.
     """
 
     array: np.ndarray
     initialised: bool = True
     offset: int = 0
+    bf16: bool = False
 
     @property
     def offset_bytes(self) -> int:
         return self.offset * self.array.itemsize
 
+    def values(self, array: np.ndarray) -> np.ndarray:
+        """Return the numbers behind the offset of an array read back from this buffer."""
+        behind = array if self.offset == 0 else array.reshape(-1)[self.offset :]
+        return bf16_to_f32(behind) if self.bf16 else behind
 
-def empty(shape: int | Sequence[int], dtype: np.typing.DTypeLike, *, offset: int = 0) -> Buffer:
+
+def empty(shape: int | Sequence[int], dtype: np.typing.DTypeLike, *, offset: int = 0, bf16: bool = False) -> Buffer:
     """Return an uninitialised buffer, filled with a pattern that is no sensible value of any type."""
     array = np.empty(shape, dtype)
     array.view(np.uint8).reshape(-1)[:] = 0xA5
-    return Buffer(array, initialised=False, offset=offset)
+    return Buffer(array, initialised=False, offset=offset, bf16=bf16)
 
 
 def rows_with_pitch(rows: np.ndarray, pitch: int) -> np.ndarray:
@@ -61,6 +68,7 @@ class Launch:
         grid: Blocks, up to three dimensions.
         block: Threads per block; ignored for Triton kernels, which bring their own.
         args: :class:`Buffer` for pointers, numpy scalars (``np.int64(3)``) for the rest: the type is part of the call.
+            A struct is a scalar of a structured dtype with ``align=True``.
         shared_bytes: Dynamic shared memory.
     """
 
