@@ -82,7 +82,8 @@ class LruCache:
         self.bytes_written = 0
 
     def access(self, offsets: np.ndarray, size: int, *, write: bool) -> None:
-        sectors = np.unique(offsets // SECTOR)
+        sectors = offsets // SECTOR
+        sectors = np.unique(sectors[np.diff(sectors, prepend=-1) != 0])  # neighbours first: most repeats are there
         if size > SECTOR:
             sectors = np.unique(np.concatenate([sectors, (offsets + size - 1) // SECTOR]))
         if sectors[-1] >= len(self.used):

@@ -256,7 +256,8 @@ def _bit_field_extract(decoder: Decoder, instruction: Instruction) -> Run:
         start = (np.asarray(position(m, lanes)) & 255).astype(np.int64)
         count = (np.asarray(length(m, lanes)) & 255).astype(np.int64)
         shifted = np.where(start < width, value >> np.minimum(start, width - 1).astype(raw), raw.type(0))
-        mask = np.where(count >= width, ~raw.type(0), (raw.type(1) << np.minimum(count, width - 1).astype(raw)) - 1)
+        taken = np.clip(width - start, 0, count)  # bits of the field that lie inside the value
+        mask = np.where(taken >= width, ~raw.type(0), (raw.type(1) << np.minimum(taken, width - 1).astype(raw)) - 1)
         field = shifted & mask.astype(raw)
         if kind.kind == "s":
             last = np.minimum(start + count - 1, width - 1).astype(raw)
