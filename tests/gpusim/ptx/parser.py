@@ -202,7 +202,7 @@ class _BodyReader:
             elif char == "}":
                 self.scopes.pop()
             self.position += 1
-        elif self.text.startswith((".loc ", ".loc\t", ".file"), self.position)  # and not .local:
+        elif self.text.startswith((".loc ", ".loc\t", ".file"), self.position):  # and not .local
             self._location(self._take_until("\n"))
         elif table := _TABLE.match(self.text, self.position, self.end):
             self.kernel.branch_tables[table[1]] = split_operands(table[2])
