@@ -49,7 +49,7 @@ def _makes_a_graph() -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
-def check_calls(name: str, kind: str, shapes: Sequence[str], wanted: int | str | None) -> None:
+def check_calls(name: str, kind: str, shapes: Sequence[object], wanted: int | str | None) -> None:
     """Checks the calls that one layer got in one forward against ``call=``.
 
     Args:
@@ -62,13 +62,18 @@ def check_calls(name: str, kind: str, shapes: Sequence[str], wanted: int | str |
         ValueError: If ``call=`` does not say which call is meant, or means one that was not made.
     """
     calls = len(shapes)
-    made = f"record: layer {name!r} ({kind}) was called {calls} times in one forward, on {', '.join(shapes)}"
     if wanted is None and calls > 1:
         raise ValueError(
-            f'{made}. Say which call to record: call=0 to call={calls - 1}, call=-1 for the last, or call="all"'
+            f"{_made(name, kind, shapes)}. Say which call to record: call=0 to call={calls - 1}, call=-1 for the "
+            'last, or call="all"'
         )
     if isinstance(wanted, int) and 0 < calls <= wanted:
-        raise ValueError(f"{made}; there is no call={wanted} (counted from 0)")
+        raise ValueError(f"{_made(name, kind, shapes)}; there is no call={wanted} (counted from 0)")
+
+
+def _made(name: str, kind: str, shapes: Sequence[object]) -> str:
+    on = ", ".join(str(tuple(shape)) if isinstance(shape, torch.Size) else str(shape) for shape in shapes)
+    return f"record: layer {name!r} ({kind}) was called {len(shapes)} times in one forward, on {on}"
 
 
 def check_ran(

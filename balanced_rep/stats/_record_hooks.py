@@ -30,9 +30,12 @@ _active: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyD
 _lock = threading.Lock()
 
 
-def _eager(hook: Callable[..., None]) -> Callable[..., None]:
+def _eager(hook: Callable[..., None]) -> Callable[..., Any]:
     """Keeps a compiler that is around from tracing a hook; to import one for the purpose would take a second."""
-    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    disable: Callable[..., Any] = torch.compiler.disable
+    return disable(hook)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class _Forward:
     recorded: bool
     stopped: bool = False
     stats: dict[Key, RepresentationStats] = field(default_factory=dict)
-    shapes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    shapes: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
     failed: dict[str, tuple[type[Exception], str]] = field(default_factory=dict)
 
 
@@ -242,11 +245,12 @@ class Recorder(AbstractContextManager[Recording]):
             return
         wanted, shapes = self._options.call, forward.shapes[name]
         call = len(shapes)
-        shapes.append(self._shape(value))
+        x, trouble = self._tensor(value)
+        shapes.append(describe(value) if x is None else x.shape)
         if wanted not in {call, -1, "all"} and not (wanted is None and call == 0):
             return
         try:
-            stats = self._reduce(find_tensor(value, self._options.select).detach())
+            stats = self._reduce(x, trouble)
         except (TypeError, ValueError, LookupError) as error:
             what = f"record: the {self._options.at} of layer {name!r}, call {call}"
             text = f"{what}: {error}. It is {describe(value)}; select= takes another tensor"
@@ -261,13 +265,15 @@ class Recorder(AbstractContextManager[Recording]):
             forward.stopped = True
             raise Stop(self)
 
-    def _reduce(self, x: Tensor) -> RepresentationStats:
+    def _tensor(self, value: Any) -> tuple[Tensor | None, Exception | None]:
+        try:
+            return find_tensor(value, self._options.select), None
+        except (TypeError, LookupError) as error:
+            return None, error
+
+    def _reduce(self, x: Tensor | None, trouble: Exception | None) -> RepresentationStats:
+        if x is None:
+            raise trouble or TypeError("no tensor")
         # Tensors made in inference mode could not take part in a later computation that needs gradients.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            return self._options.reduction(x)
-
-    def _shape(self, value: Any) -> str:
-        try:
-            return str(tuple(find_tensor(value, self._options.select).shape))
-        except (TypeError, LookupError):
-            return describe(value)
+            return self._options.reduction(x.detach())

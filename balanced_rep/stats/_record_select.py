@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from balanced_rep.ops._layout import DTYPES, POOLS
+from balanced_rep.ops.moments import MOMENTS
 from balanced_rep.stats._representation import RepresentationStats, representation_stats
 
 __all__ = ["Arguments", "Reduction", "Select", "describe", "find_tensor"]
@@ -32,40 +35,104 @@ class Reduction:
         per: ``"sample"`` keeps the batch dim, ``"unit"`` keeps the channel or feature dim.
         pool: ``None``, ``"max"`` or ``"mean"``.
         pool_dim: Dims to pool, or ``None`` for the usual ones.
-        extras: Further arguments of ``representation_stats``.
+        correction: As in :func:`representation_stats`.
+        threshold: As in :func:`representation_stats`.
+        histogram: As in :func:`representation_stats`.
+        entropy: As in :func:`representation_stats`.
     """
 
     per: str
     pool: str | None
     pool_dim: int | Sequence[int] | None
-    extras: Mapping[str, Any]
+    correction: float = 0.0
+    threshold: float = 0.0
+    histogram: bool = False
+    entropy: bool = False
+
+    _orders: dict[int, _Order] = dataclasses.field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor) -> RepresentationStats:
         """Statistics of ``x`` (batch, ...), shape (batch,) or (units,)."""
-        return representation_stats(x, dim=self._dims(x), pool=self.pool, pool_dim=self.pool_dim, **self.extras)
+        order = self._orders.get(x.ndim)
+        if order is None:
+            order = self._orders[x.ndim] = self._order(x)
+        if order.usual and _is_plain(x) and not (self.histogram or self.entropy):
+            # What representation_stats does, without checks that cannot fail here and without the torch.library edge,
+            # which serves traces and derivatives: behind a convolution, with cold caches, they outlast the kernel.
+            n_kept, n_pooled = len(order.kept), len(order.pooled)
+            state = MOMENTS(x.permute(order.all), n_kept, n_pooled, POOLS[self.pool], self.threshold)
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            return RepresentationStats(state, dtype, self.correction, self.threshold)
+        return representation_stats(
+            x,
+            order.dim,
+            self.pool,
+            self.correction,
+            pool_dim=self.pool_dim,
+            threshold=self.threshold,
+            histogram=self.histogram,
+            entropy=self.entropy,
+        )
 
-    def _dims(self, x: Tensor) -> tuple[int, ...]:
-        """The dims to reduce, counted after pooling."""
+    def _order(self, x: Tensor) -> _Order:
         if x.ndim < 2:
             raise ValueError(f"the tensor has shape {tuple(x.shape)}; expected is (batch, ...) with two dims or more")
-        left = x.ndim
-        if self.pool is not None:
-            pooled = self._pooled(x)
-            if 0 in pooled:
-                raise ValueError(f"pool_dim={self.pool_dim} pools dim 0 of shape {tuple(x.shape)}, which is the batch")
-            left -= len(pooled)
+        pooled = self._pooled(x.ndim)
+        if 0 in pooled:
+            raise ValueError(f"pool_dim={self.pool_dim} pools dim 0 of shape {tuple(x.shape)}, which is the batch")
+        left = [d for d in range(x.ndim) if d not in pooled]
         if self.per == "sample":
-            return tuple(range(1, left))
-        if self.pool is not None:
-            return (0,)
-        unit = 2 if x.ndim == 3 else 1  # (N, T, D) keeps D, (N, C, *spatial) keeps C
-        return tuple(d for d in range(x.ndim) if d != unit)
+            kept = [0]
+        elif self.pool is None:
+            kept = [2 if x.ndim == 3 else 1]  # (N, T, D) keeps D, (N, C, *spatial) keeps C
+        else:
+            kept = left[1:]
+        dim = tuple(i for i, d in enumerate(left) if d not in kept)
+        usual = -1 not in pooled and len(set(pooled)) == len(pooled) and bool(pooled) == (self.pool is not None)
+        return _Order(tuple(kept), tuple(left[i] for i in dim), tuple(pooled), dim, usual)
 
-    def _pooled(self, x: Tensor) -> tuple[int, ...]:
+    def _pooled(self, ndim: int) -> list[int]:
+        if self.pool is None:
+            return []
         if self.pool_dim is None:
-            return (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
+            return [1] if ndim == 3 else list(range(2, ndim))
         dims = (self.pool_dim,) if isinstance(self.pool_dim, int) else tuple(self.pool_dim)
-        return tuple(d % x.ndim for d in dims)
+        return [d % ndim if -ndim <= d < ndim else -1 for d in dims]
+
+
+class _Order(NamedTuple):
+    """How the dims of a tensor are read.
+
+    Attributes:
+        kept: Dims of the tensor that stay.
+        reduced: Dims of the tensor that are reduced.
+        pooled: Dims of the tensor that are pooled first.
+        dim: The reduced dims, counted after pooling.
+        usual: Nothing about the pooling is in doubt.
+    """
+
+    kept: tuple[int, ...]
+    reduced: tuple[int, ...]
+    pooled: tuple[int, ...]
+    dim: tuple[int, ...]
+    usual: bool
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Dims in the order (kept..., reduced..., pooled...)."""
+        return self.kept + self.reduced + self.pooled
+
+
+def _is_plain(x: Tensor) -> bool:
+    """A non-empty strided tensor of an accepted dtype, with memory of its own, that no mode is watching."""
+    return (
+        type(x) is Tensor
+        and x.dtype in DTYPES
+        and x.layout == torch.strided
+        and x.numel() > 0
+        and not x.is_meta
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def find_tensor(value: Any, select: Select) -> Tensor:

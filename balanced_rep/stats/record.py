@@ -87,8 +87,8 @@ def record(
     found = resolve_layers(model, layers)
     if stop:
         _check_stop_call(call, found)
-    extras = {"correction": correction, "threshold": threshold, "histogram": histogram, "entropy": entropy}
-    options = Options(at, call, select, Reduction(per, pool, pool_dim, extras), wanted_timesteps(timesteps), stop)
+    reduction = Reduction(per, pool, pool_dim, float(correction), float(threshold), histogram, entropy)
+    options = Options(at, call, select, reduction, wanted_timesteps(timesteps), stop)
     return Recorder(model, found, TimestepSource(model, timestep_arg), options)
 
 
