@@ -13,6 +13,11 @@ PYTEST := $(PY) -m pytest
 # Two busy OpenMP runtimes that spin made a 0.1 s forward pass take 13 s.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# A compiler named by the caller is the one that builds the extension.
+ifneq ($(origin CXX),default)
+export CXX
+endif
+
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.py[co]' 2>/dev/null)
 CXX_FILES = $(shell find csrc tests -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
 
