@@ -68,12 +68,12 @@ def backends(name: str) -> str:
     return "\n".join([*lines, "", f"Input: {dtypes}."])
 
 
-def results() -> str:
-    """Benchmark table, drawn from the CSV files in bench/results/ by the benchmarks' own reporter."""
+def results(*arguments: str) -> str:
+    """Benchmark table, made from the CSV files in bench/results/ by the benchmarks' own reporter, which has several."""
     if not (ROOT / "bench" / "report.py").exists():
         return "No results are committed yet; `make bench` runs the benchmarks on your machine."
     sys.path.insert(0, str(ROOT))
-    return importlib.import_module("bench.report").markdown()
+    return importlib.import_module("bench.report").markdown(*arguments)
 
 
 GENERATORS: dict[str, Callable[..., str]] = {"ops": ops, "backends": backends, "results": results}
