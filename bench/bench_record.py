@@ -1,6 +1,7 @@
 """`record` on a reduced Stable Diffusion UNet: what listening costs, and what stopping early saves.
 
-    python bench/bench_record.py                 # interleaved, results/record.csv
+    python bench/bench_record.py                 # interleaved ratios, results/record.csv, the bars
+    pytest bench --benchmark-only                # the same calls one by one, with pytest-benchmark
 
 Every turn runs each candidate once, and ratios are taken turn by turn, in CPU time of the process (wall times stand
 beside them). The share of the hooks is timed inside them as well, which a busy machine disturbs least.
@@ -19,6 +20,7 @@ from typing import Any
 import _common as common  # before torch
 import _models
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -182,6 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.write_csv(args.out, rows)
     print(f"{args.out}: {len(rows)} rows\n\n{summary(rows)}")
     return 0
+
+
+@pytest.mark.parametrize("call", ["forward", *BARS])
+def test_record(benchmark: Any, call: str) -> None:
+    model, inputs = _models.sd_unet()
+    with torch.no_grad(), common.threads(1):
+        benchmark(candidates(model, inputs)[call])
 
 
 if __name__ == "__main__":
