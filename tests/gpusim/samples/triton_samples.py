@@ -115,3 +115,49 @@ def leaky_copy(
     """What no kernel may do: it uses lanes that a mask without ``other`` left undefined."""
     index = tl.arange(0, BLOCK)
     tl.store(y_ptr + index, tl.load(x_ptr + index, mask=index < n))
+
+
+@triton.jit
+def beyond_the_end(
+    x_ptr,  # (n,)
+    y_ptr,  # (n,)
+    n,
+    BLOCK: tl.constexpr,
+):
+    """A planted mistake: ``<=`` for ``<``."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index <= n
+    tl.store(y_ptr + index, 2 * tl.load(x_ptr + index, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def colliding_store(
+    x_ptr,  # (n,)
+    y_ptr,  # (100,)
+    n,
+    BLOCK: tl.constexpr,
+):
+    """A planted mistake: different elements go to one address."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < n
+    tl.store(y_ptr + index % 100, tl.load(x_ptr + index, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def relaxed_ticket(
+    x_ptr,  # (n,)
+    partial_ptr,  # (n_programs,)
+    ticket_ptr,  # (1,)
+    out_ptr,  # (1,)
+    n,
+    BLOCK: tl.constexpr,
+    MAX_PROGRAMS: tl.constexpr,
+):
+    """A planted mistake: the ticket neither releases the partial sums nor acquires them."""
+    program = tl.program_id(0)
+    index = program * BLOCK + tl.arange(0, BLOCK)
+    tl.store(partial_ptr + program, tl.sum(tl.load(x_ptr + index, mask=index < n, other=0.0), 0))
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr, 1, sem="relaxed") == tl.num_programs(0) - 1:
+        slot = tl.arange(0, MAX_PROGRAMS)
+        tl.store(out_ptr, tl.sum(tl.load(partial_ptr + slot, mask=slot < tl.num_programs(0), other=0.0), 0))
