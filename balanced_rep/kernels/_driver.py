@@ -1,0 +1,173 @@
+"""Compiles a ``.cu`` file at run time and launches its kernels: the one place that touches cupy and the device.
+
+Kernels are C++ templates, named by an expression, so that NVRTC compiles what is used. cupy keeps what it has compiled
+in ``~/.cupy/kernel_cache`` across processes; here a loaded kernel is kept per device.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import threading
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balanced_rep.ops._registry import BackendError
+
+__all__ = ["COMPILE_OPTIONS", "CupyDriver", "Kernel", "Launcher", "pack", "read_source"]
+
+COMPILE_OPTIONS = ("-std=c++17",)  # cupy adds the architecture: that of the device, as a cubin where NVRTC knows it
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and how it is called.
+
+    Attributes:
+        file: Name of the ``.cu`` file in ``csrc/cuda``.
+        expression: C++ expression that names the kernel, template arguments included.
+        parameters: The type of each parameter in order; ``None`` stands for a pointer.
+    """
+
+    file: str
+    expression: str
+    parameters: tuple[np.dtype | None, ...]
+
+
+def read_source(file: str) -> str:
+    """The text of a ``.cu`` file: from the installed package, or from ``csrc/`` of the repository it is imported from.
+
+    Raises:
+        BackendError: If it is in neither place.
+    """
+    beside = Path(__file__).resolve().parents[2] / "csrc"
+    try:
+        installed = importlib.resources.files("balanced_rep._csrc")
+    except ModuleNotFoundError:  # not installed: the package is imported from its repository
+        installed = beside
+    for root in (installed, beside):
+        path = root / "cuda" / file
+        if path.is_file():
+            return path.read_text()
+    raise BackendError(f"the CUDA source {file} is neither in the package (balanced_rep._csrc) nor in {beside / 'cuda'}")
+
+
+def pack(kernel: Kernel, args: tuple[Tensor | np.generic, ...]) -> list[np.ndarray]:
+    """Arguments as arrays of one element, which cupy hands over by value, in the exact type of the parameter.
+
+    Args:
+        kernel: The kernel to be called.
+        args: Tensors for pointers, numpy scalars of the declared types for the rest.
+
+    Returns:
+        One array per parameter.
+
+    Raises:
+        TypeError: If the number or the type of an argument is not what the kernel declares.
+    """
+    if len(args) != len(kernel.parameters):
+        raise TypeError(f"{kernel.expression} takes {len(kernel.parameters)} arguments, got {len(args)}")
+    packed = []
+    for position, (argument, declared) in enumerate(zip(args, kernel.parameters, strict=True)):
+        if declared is None and isinstance(argument, Tensor):
+            packed.append(np.array([argument.data_ptr()], np.uint64))
+        elif declared is not None and isinstance(argument, np.generic) and argument.dtype == declared:
+            packed.append(np.array([argument], declared))
+        else:
+            given = argument.dtype if isinstance(argument, np.generic) else type(argument).__name__
+            wanted = "a tensor" if declared is None else f"a numpy scalar of type {declared}"
+            raise TypeError(f"{kernel.expression}: argument {position} is {given}, the kernel takes {wanted}")
+    return packed
+
+
+class CupyDriver:
+    """cupy on torch's device, memory and current stream."""
+
+    def load(self, kernel: Kernel, device: torch.device) -> Any:
+        """Compiles the kernel for the device, or finds it compiled, and loads it there."""
+        import cupy
+
+        with torch.cuda.device(device):
+            module = cupy.RawModule(
+                code=read_source(kernel.file), options=COMPILE_OPTIONS, name_expressions=(kernel.expression,)
+            )
+            return module.get_function(kernel.expression).kernel
+
+    def launch(
+        self, function: Any, kernel: Kernel, blocks: int, threads: int, args: tuple[Any, ...], device: torch.device
+    ) -> None:
+        """Enqueues the kernel on torch's current stream of the device."""
+        import cupy
+
+        with torch.cuda.device(device):
+            stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+            function((blocks,), (threads,), tuple(pack(kernel, args)), 0, stream)
+
+    def stream_key(self, device: torch.device) -> Hashable | None:
+        """Names the queue that the next launch joins; None while it is captured into a graph, which is replayed."""
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                return None
+            return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+class Launcher:
+    """Keeps loaded kernels, and the first error of those that do not load.
+
+    Attributes:
+        driver: What is below; tests put another one here.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        self._loaded: dict[tuple[Kernel, torch.device], Any] = {}
+        self._errors: dict[tuple[Kernel, torch.device], Exception] = {}
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, kernel: Kernel, blocks: int, threads: int, args: tuple[Tensor | np.generic, ...], device: torch.device
+    ) -> None:
+        """Launches ``blocks`` times ``threads`` threads of the kernel.
+
+        Args:
+            kernel: The kernel.
+            blocks: Blocks of the grid, along x.
+            threads: Threads of a block, along x.
+            args: Tensors for pointers, numpy scalars of the declared types for the rest.
+            device: Where to run.
+
+        Raises:
+            BackendError: If the kernel cannot be compiled or loaded.
+        """
+        self.driver.launch(self._function(kernel, device), kernel, blocks, threads, args, device)
+
+    def _function(self, kernel: Kernel, device: torch.device) -> Any:
+        key = kernel, device
+        with self._lock:
+            if key in self._errors:
+                raise _explained(kernel, self._errors[key]) from self._errors[key]
+            if key not in self._loaded:
+                try:
+                    self._loaded[key] = self.driver.load(kernel, device)
+                except Exception as error:
+                    self._errors[key] = error
+                    raise _explained(kernel, error) from error
+            return self._loaded[key]
+
+
+def _explained(kernel: Kernel, error: Exception) -> BackendError:
+    """The same answer every time, with the cause that was met first."""
+    if isinstance(error, ImportError):
+        hint = "the extras [cuda12] and [cuda13] install cupy and NVRTC"
+    elif type(error).__name__ == "CompileException":
+        hint = "NVRTC refuses the source"
+    else:
+        hint = "NVRTC must be installed (extras [cuda12], [cuda13]) and fit the driver (`balanced-rep doctor`)"
+    return BackendError(
+        f"backend 'cuda' cannot load {kernel.expression} of {kernel.file}: {hint}. {type(error).__name__}: {error}"
+    )

@@ -1,0 +1,62 @@
+"""CUDA C++ launchers: pointers, strides and the grid stop here; the kernels are in ``csrc/cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balanced_rep.kernels._driver import CupyDriver, Launcher
+from balanced_rep.kernels._moments_common import N_FIELDS, accumulator, exact_threshold, neutral
+from balanced_rep.kernels._moments_plan import THREADS, plan
+from balanced_rep.kernels._strided import describe
+
+__all__ = ["moments"]
+
+launch = Launcher(CupyDriver())
+_tickets: dict[Hashable, Tensor] = {}
+
+
+def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) -> Tensor:
+    """Moments of a (kept..., reduced..., pooled...) view; see :func:`balanced_rep.ops.moments.moments_reference`.
+
+    Args:
+        x: Any strided view that :func:`balanced_rep.kernels._supports.cuda_moments` accepts.
+        n_kept: Number of leading dims that are kept.
+        n_pooled: Number of trailing dims that are pooled.
+        pool: 0 none, 1 max, 2 mean.
+        threshold: A value is active if it is greater than this.
+
+    Returns:
+        float64 ``(10, *kept)``.
+    """
+    x = x.detach().resolve_neg()
+    shape = (N_FIELDS, *x.shape[:n_kept])
+    if x.numel() == 0:
+        return neutral(shape, x.device)
+    todo = plan(describe(x, n_kept, n_pooled), x.dtype, x.data_ptr(), pool)
+    out = torch.empty(shape, dtype=torch.float64, device=x.device)
+    parts, tickets = out, out  # not looked at by a block that has its rows to itself
+    if todo.n_segments > 1:
+        parts = torch.empty((*shape, todo.n_segments), dtype=torch.float64, device=x.device)
+        tickets = zeroed_tickets(todo.row_tiles, x.device)
+    limit = np.float64(exact_threshold(threshold, accumulator(x.dtype, pool)))
+    launch(todo.kernel, todo.blocks, THREADS, (x, parts, out, tickets, limit, todo.layout), x.device)
+    return out
+
+
+def zeroed_tickets(count: int, device: torch.device) -> Tensor:
+    """At least ``count`` ticket counters at zero, to which the kernel that uses them returns them.
+
+    One set per stream, because kernels on one stream follow each other. A launch that is captured into a graph gets a
+    set of its own, zeroed inside the graph.
+    """
+    key = launch.driver.stream_key(device)
+    kept = None if key is None else _tickets.get(key)
+    if kept is None or kept.numel() < count:
+        kept = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
+        if key is not None:
+            _tickets[key] = kept
+    return kept
