@@ -1,0 +1,8 @@
+"""Multi-tangent forward mode: a primal and K tangents through an unmodified model in one pass."""
+
+from balanced_rep.autodiff._dual import Dual, dual
+from balanced_rep.autodiff._errors import FallbackError, UnsupportedError
+from balanced_rep.autodiff._jvp import jvp
+from balanced_rep.autodiff._registry import RULES, Rule, register_rule
+
+__all__ = ["RULES", "Dual", "FallbackError", "Rule", "UnsupportedError", "dual", "jvp", "register_rule"]

@@ -1,0 +1,228 @@
+"""Where every torch function that meets a Dual is decided: rule, composite, primal, fallback or refusal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from balanced_rep.autodiff import _properties as known
+from balanced_rep.autodiff._dual import Dual, primal
+from balanced_rep.autodiff._errors import FallbackError, UnsupportedError
+from balanced_rep.autodiff._fallback import fallback
+from balanced_rep.autodiff._inplace import is_inplace, writable, write_back
+from balanced_rep.autodiff._registry import PRODUCTS, Rule, function_name, lookup
+from balanced_rep.autodiff._session import Session, calling_module, current
+
+__all__ = ["Interceptor", "intercept"]
+
+_WITHOUT_DUALS = torch._C.DisableTorchFunctionSubclass
+
+
+class Interceptor(TorchFunctionMode):
+    """Sees the functions that meet no Dual too: random ones are refused, new buffers are noted."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Routes one call.
+
+        Args:
+            func: The function.
+            types: Types of the tensor arguments that are not plain.
+            args: Its arguments.
+            kwargs: And keyword arguments.
+
+        Returns:
+            Its result.
+        """
+        kwargs = kwargs or {}
+        if Dual in types:
+            return intercept(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return func(*args, **kwargs)
+        if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
+            _refuse_random(name)
+        result = func(*args, **kwargs)
+        if name in known.FACTORIES or name in known.LIKE_FACTORIES:
+            self.session.remember_fresh(result)
+        return result
+
+
+def intercept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs ``func`` on arguments of which some carry tangents.
+
+    Args:
+        func: What was called.
+        args: Its arguments.
+        kwargs: And keyword arguments.
+
+    Returns:
+        What the function returns, with tangents.
+
+    Raises:
+        UnsupportedError: If the tangents cannot follow.
+    """
+    session = current()
+    name = function_name(func)
+    if session is None:
+        if name in known.METADATA or name in known.METADATA_FIELDS:
+            with _WITHOUT_DUALS():
+                return func(*args, **kwargs)
+        raise UnsupportedError(
+            f"br.jvp: {name} was called on a value with tangents after br.jvp had returned. The model keeps an "
+            "activation on itself; return it, or use output='module.name'"
+        )
+    if session.timed:
+        return _timed(session, func, name, args, kwargs)
+    return _route(session, func, name, args, kwargs)[1]
+
+
+def _timed(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    start = time.perf_counter()
+    route, result = _route(session, func, name, args, kwargs)
+    if route not in ("metadata", "composite"):  # a composite's parts are timed
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        session.seconds[route, name] += time.perf_counter() - start
+    return result
+
+
+def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+    if name in known.METADATA or (name in known.METADATA_FIELDS and getattr(func, "__name__", "") == "__get__"):
+        with _WITHOUT_DUALS():
+            return "metadata", func(*args, **kwargs)
+    out = kwargs.get("out")
+    if out is not None:
+        route, result = _route(session, func, name, args, {k: v for k, v in kwargs.items() if k != "out"})
+        return route, pytree.tree_map(lambda r, o: write_back(o, r, name, session), result, out)
+    found, route, result = lookup(func), "", None
+    if found is not None:
+        route = "composite" if found.composite else "rule"
+        result = _apply(session, found, func, args, kwargs)
+    if found is None or result is NotImplemented:
+        route, result = _without_rule(session, func, name, args, kwargs)
+    if route != "metadata":
+        session.calls[route, name] += 1
+    if is_inplace(func, name) or kwargs.get("inplace"):
+        result = write_back(args[0], result, name, session)
+    return route, result
+
+
+def _without_rule(
+    session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, Any]:
+    base = name.removesuffix("_") if is_inplace(func, name) else name
+    if base in known.PRIMAL_DECIDES or name in known.TANGENT_STOPS:
+        with _WITHOUT_DUALS():
+            return "primal", _on_primals(func, args, kwargs)
+    if name in known.LIKE_FACTORIES:
+        with _WITHOUT_DUALS():
+            result = _on_primals(func, args, kwargs)
+        session.remember_fresh(result)
+        return "primal", result
+    if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
+        _refuse_random(name)
+    if (why := known.REFUSED.get(name)) is not None:
+        raise UnsupportedError(f"br.jvp: {name} on a value with tangents{calling_module()}: it {why}.")
+    if base in known.VIEWS_WITHOUT_RULE:
+        raise UnsupportedError(f"br.jvp: {name} may return a view, and has no rule; use reshape or indexing.")
+    if (why := _opaque(func)) is not None:
+        raise UnsupportedError(f"br.jvp: {name}{calling_module()} {why}")
+    if session.strict:
+        raise FallbackError(
+            f"br.jvp: strict=True, and {name} has no multi-tangent rule{calling_module()}. Register one with "
+            "br.autodiff.register_rule, or use strict=False: torch.func then differentiates that one function."
+        )
+    if is_inplace(func, name):
+        writable(args[0], name, session)
+    with _WITHOUT_DUALS():
+        return "fallback", fallback(func, name, args, kwargs, inplace=is_inplace(func, name))
+
+
+def _opaque(func: Any) -> str | None:
+    """Why a function cannot be differentiated by torch.func without the danger of a silent zero."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        space = func._qualified_op_name.split("::")[0]
+        if space in ("aten", "prims", "prim"):
+            return None
+        return (
+            "is a custom op: torch has no forward-mode rule for those, and would return a zero tangent without an "
+            f"error. Register one: br.autodiff.register_rule(torch.ops.{space}...., rule)."
+        )
+    if isinstance(func, torch.ScriptMethod | torch.ScriptFunction):
+        return "is scripted code, which tangents cannot follow; use the eager module."
+    return None
+
+
+def _on_primals(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = pytree.tree_map_only(Dual, primal, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if entry.composite:
+        return entry.fn(*args, **kwargs)
+    with _WITHOUT_DUALS():
+        if entry.kind in ("view", "structure", "library"):
+            return entry.fn(*args, **kwargs)
+        device = next(x.device.type for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Dual))
+        if not torch.is_autocast_enabled(device):
+            return entry.fn(*args, **kwargs)
+        return _apply_under_autocast(session, entry, func, args, kwargs, device)
+
+
+def _apply_under_autocast(
+    session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str
+) -> Any:
+    """Asks autocast once per function and dtypes what it makes of the primal, then does the same to the whole stack."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    key = (func, torch.get_autocast_dtype(device), *(x.dtype for x in leaves if isinstance(x, Tensor)))
+    wanted = session.autocast_dtypes.get(key)
+    if wanted is None:
+        copies = [primal(x).clone() if isinstance(x, Dual) else x for x in leaves]
+        a, k = pytree.tree_unflatten(copies, tree)
+        result = pytree.tree_leaves(func(*a, **k))[0]
+        wanted = session.autocast_dtypes[key] = result.dtype
+    if not wanted.is_floating_point:
+        return entry.fn(*args, **kwargs)
+    every = entry.kind in PRODUCTS
+
+    def cast(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        if isinstance(x, Dual):
+            return x if x.dtype == wanted else Dual(x.stack.to(wanted))
+        return x.to(wanted) if every else x
+
+    a, k = pytree.tree_unflatten([cast(x) for x in leaves], tree)
+    with torch.autocast(device, enabled=False):
+        result = entry.fn(*a, **k)
+        return pytree.tree_map_only(Dual, cast, result)
+
+
+def _is_active_dropout(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name == "rrelu":
+        return bool(kwargs.get("training", args[3] if len(args) > 3 else False))
+    if "dropout" not in name or name == "native_dropout":
+        return name == "native_dropout"
+    p = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+    return bool(training) and p > 0
+
+
+def _refuse_random(name: str) -> None:
+    what = "dropout is active" if "dropout" in name else f"{name} draws random numbers"
+    raise UnsupportedError(
+        f"br.jvp: {what}{calling_module()}: every chunk of tangents would belong to a different function. Call "
+        "model.eval(), or draw the numbers outside and pass them in."
+    )

@@ -1,0 +1,212 @@
+"""``br.jvp``: the primal and its K tangents through a model, together."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from balanced_rep.autodiff import _rules as _rules  # registers the rules
+from balanced_rep.autodiff._inputs import Inputs, read_inputs
+from balanced_rep.autodiff._memory import LiveBytes, available_bytes, chunk_that_fits, surely_fits
+from balanced_rep.autodiff._outputs import Collected, split_output
+from balanced_rep.autodiff._reference import jvp_reference
+from balanced_rep.autodiff._run import capture, check_module, run
+from balanced_rep.autodiff._session import Session
+
+__all__ = ["jvp"]
+
+logger = logging.getLogger("balanced_rep")
+
+
+def jvp(
+    f: Callable[..., Any],
+    primals: Any,
+    tangents: Any,
+    *,
+    chunk_size: int | Literal["auto"] | None = "auto",
+    output: str | None = None,
+    strict: bool = False,
+    kwargs: dict[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """K Jacobian-vector products of an unmodified function, for about the price of K + 1 calls of it.
+
+    The primal runs once, together with its tangents: linear layers see all of them as one batch, so that weights are
+    read once, nonlinear ones follow a closed rule, tensors that do not depend on ``primals`` are not multiplied. A
+    function without a rule is differentiated by ``torch.func.jvp``, it alone, and counted: see
+    :func:`balanced_rep.autodiff.explain`. Nothing is dropped in silence: what can be neither is refused.
+
+    The batch dimension has no special meaning: with a batch of B samples ``tangents`` is ``(K, B, ...)``, and a model
+    that treats samples apart yields K products with the Jacobian of each. ``f`` runs without gradients, and the result
+    carries no autograd graph. Derivatives stop where ``torch.func.jvp`` stops them: at ``detach``, ``.data``,
+    ``.item()``; comparisons and control flow follow the primal. The input is copied: ``f`` may write into it.
+
+    Inside ``torch.func`` transforms (``grad``, ``jvp``, ``vmap``) the call becomes ``vmap`` of ``torch.func.jvp``:
+    right to any order, at their price.
+
+    Args:
+        f: Function or ``torch.nn.Module``, in evaluation mode, deterministic.
+        primals: Its argument, or a tuple of its arguments; each a floating-point tensor of any dtype, a pytree of them,
+            or anything else that has no tangent.
+        tangents: ``(K, *shape)`` for each tensor of ``primals``, in its dtype and on its device, in the same structure;
+            ``None`` for an argument that is held fixed.
+        chunk_size: Tangents per pass. ``"auto"`` takes all of them, unless a bound on the memory says that they may not
+            fit: then a first pass with one tangent measures what a slot needs, and the rest is cut to 60 % of the free
+            memory, with a log message. ``None`` takes all. Each pass computes the primal again.
+        output: Name of a module inside ``f``: its output is taken instead of that of ``f``, and the pass ends there.
+        strict: Refuse functions without a rule.
+        kwargs: Keyword arguments of ``f``, without tangents.
+
+    Returns:
+        ``y``, what ``f`` returns, and ``jv``, the same structure with tensors ``(K, *y.shape)``; ``None`` in place of
+        what is no tensor.
+
+    Raises:
+        TypeError: If an input is of the wrong kind or dtype, or ``f`` returns no tensor.
+        ValueError: If a shape, structure, device, ``chunk_size`` or ``output`` is wrong.
+        UnsupportedError: If a tangent cannot be carried; names the function.
+        FallbackError: With ``strict=True``, if a function has no rule.
+
+    Example:
+        >>> import torch
+        >>> from balanced_rep.autodiff import jvp
+        >>> y, jv = jvp(torch.sin, torch.zeros(3), torch.eye(3))
+        >>> jv.shape, bool((jv == torch.eye(3)).all())
+        (torch.Size([3, 3]), True)
+    """
+    inputs = read_inputs(primals, tangents)
+    check_module(f)
+    if not (chunk_size in ("auto", None) or (isinstance(chunk_size, int) and chunk_size >= 1)):
+        raise ValueError(f"br.jvp: chunk_size={chunk_size!r}; accepted are 'auto', None and integers from 1")
+    call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
+    kwargs = kwargs or {}
+    if _inside_transform():
+        return jvp_reference(call, inputs, kwargs)
+    _refuse_graph(inputs)
+    session = Session(strict=strict, module=f if isinstance(f, torch.nn.Module) else None)
+    return run_chunks(call, inputs, kwargs, chunk_size, session)
+
+
+jvp._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+jvp._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
+    "br.jvp runs eagerly. To compile it, trace it first: torch.compile(br.autodiff.trace(f, x, K), fullgraph=True)"
+)
+
+
+def _inside_transform() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack()
+    return bool(stack) or torch.autograd.forward_ad._current_level >= 0
+
+
+def _refuse_graph(inputs: Inputs) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for x, t in zip(inputs.leaves, inputs.tangents, strict=True):
+        if t is not None and (t.requires_grad or (x.requires_grad and not isinstance(x, torch.nn.Parameter))):
+            raise ValueError(
+                "br.jvp: a primal or tangent requires grad, but the result carries no autograd graph: its gradient would "
+                "be lost. Pass x.detach(), call under torch.no_grad(), or differentiate with torch.func.grad"
+            )
+
+
+def run_chunks(
+    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], chunk_size: int | str | None, session: Session
+) -> tuple[Any, Any]:
+    """All passes of one call.
+
+    Args:
+        f: Function.
+        inputs: Checked inputs.
+        kwargs: Keyword arguments of ``f``.
+        chunk_size: Tangents per pass, ``"auto"`` or ``None``.
+        session: Counts what happens.
+
+    Returns:
+        Output and tangents.
+    """
+    k = inputs.n_tangents
+    if k == 0:
+        return _no_tangents(f, inputs, kwargs, session)
+    collected = Collected(k)
+    y, step = None, k if chunk_size is None else chunk_size
+    if step == "auto":
+        y, step = _pilot(f, inputs, kwargs, session, collected)
+    while collected.at < k:
+        part = slice(collected.at, min(collected.at + int(step), k))
+        value, t = one_pass(f, inputs, kwargs, part, session)
+        y = value if y is None else y
+        collected.add(t, part.stop - part.start)
+    return y, collected.tree
+
+
+def one_pass(
+    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], part: slice, session: Session
+) -> tuple[Any, Any]:
+    """One chunk of tangents.
+
+    Args:
+        f: Function.
+        inputs: Checked inputs.
+        kwargs: Keyword arguments of ``f``.
+        part: Which tangents.
+        session: Counts what happens.
+
+    Returns:
+        Output and its tangents.
+
+    Raises:
+        TypeError: If there is no tensor in the output.
+    """
+    n = part.stop - part.start
+    session.n_slots = 1 + n
+    result = run(f, inputs.stacked(part), kwargs, session)
+    value, t, tensors, moving = split_output(result, n)
+    if not tensors:
+        raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")
+    if not moving:
+        stops = sorted({name for route, name in session.calls if route == "primal"})
+        why = f" (tangents may have stopped at: {', '.join(stops)})" if stops else ""
+        warnings.warn(
+            f"br.jvp: the output does not depend on the primals that have tangents: the products are zero{why}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return value, t
+
+
+def _no_tangents(f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], session: Session) -> tuple[Any, Any]:
+    """K = 0: the output, and empty tangents."""
+    session.n_slots = 1
+    result = run(f, inputs.stacked(slice(0, 0)), kwargs, session)
+    value, t, tensors, _ = split_output(result, 0)
+    if not tensors:
+        raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")
+    return value, t
+
+
+def _pilot(
+    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], session: Session, collected: Collected
+) -> tuple[Any, int]:
+    """Tangents per pass; if that is in doubt, after a pass with the first tangent whose result counts."""
+    moving = [t for t in inputs.tangents if t is not None]
+    k, device = inputs.n_tangents, moving[0].device
+    free = available_bytes(device)
+    if k == 1 or surely_fits(sum(t[0].nbytes for t in moving), 1 + k, free):
+        return None, k
+    meter = session.on_dual = LiveBytes()
+    y, t = one_pass(f, inputs, kwargs, slice(0, 1), session)
+    session.on_dual = None
+    collected.add(t, 1)
+    step = chunk_that_fits(meter.peak, 2, k - 1, free)
+    if step < k - 1:
+        logger.info(
+            "br.jvp: %d tangents do not fit %.1f GB of free memory on %s; %d per pass",
+            k,
+            (free or 0) / 1e9,
+            device,
+            step,
+        )
+    return y, step

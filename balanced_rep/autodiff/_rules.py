@@ -1,0 +1,12 @@
+"""Importing this registers every rule of the package."""
+
+from balanced_rep.autodiff import (
+    _rules_attention,
+    _rules_linear,
+    _rules_norm,
+    _rules_pointwise,
+    _rules_structure,
+    _rules_views,
+)
+
+__all__ = ["_rules_attention", "_rules_linear", "_rules_norm", "_rules_pointwise", "_rules_structure", "_rules_views"]

@@ -1,0 +1,243 @@
+r"""Normalisations: statistics of the primal once, then two averages per tangent.
+
+With x^ = (x - mean) r, r = 1 / std over a group, the tangent of x^ is r (t - <t> - x^ <t x^>), where < > is the mean
+over the group; RMS norm has no mean to take off, softmax is y (t - <y, t>). Tangents are taken in blocks that stay in
+cache, in float32 at least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._registry import RULES, Rule, rule
+from balanced_rep.autodiff._rules_pointwise import wide
+
+BLOCK = 1 << 19  # elements of tangents that a rule works on at a time on a CPU: what stays in cache
+
+
+def blocks(t: Tensor, per_slot: int | None = None) -> Iterator[slice]:
+    """Slices of the tangents ``t`` (K, ...) to work on together."""
+    k = t.shape[0]
+    size = max(per_slot or (t[0].numel() if k else 1), 1)
+    step = k if t.device.type != "cpu" else min(max(BLOCK // size, 1), k)
+    for start in range(0, k, max(step, 1)):
+        yield slice(start, start + step)
+
+
+@rule("group_norm", kind="norm", formula="t' = w r (t - <t> - x^ <t x^>) over each group")
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:  # fmt: skip
+    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual):
+        return NotImplemented
+    s = input.stack
+    y = torch.empty_like(s)
+    b, c = s.shape[1], s.shape[2]
+    x = wide(s[0]).reshape(b, num_groups, -1)
+    n = x.shape[-1]
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    r = torch.rsqrt(var + eps)
+    y[0].copy_(F.group_norm(s[0].contiguous(), num_groups, weight, bias, eps))
+    unit = (x - mean).mul_(r)
+    w = r.expand(b, num_groups, c // num_groups).reshape(b, c, *[1] * (s.dim() - 3))
+    if weight is not None:
+        w = w * wide(weight).view(-1, *[1] * (s.dim() - 3))
+    sums = torch.stack([torch.ones_like(unit), unit], -1)  # (B, G, n, 2)
+    for part in blocks(s[1:]):
+        t = wide(s[1:][part]).reshape(-1, b, num_groups, n)
+        averages = torch.einsum("kbgn,bgns->kbgs", t, sums) / n
+        z = torch.addcmul(t, unit, averages[..., 1:], value=-1).sub_(averages[..., :1])
+        y[1:][part].copy_(z.view(-1, *s.shape[1:]).mul_(w))
+    return Dual(y)
+
+
+def _flat(s: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
+    """Primal and tangents with the last ``n_last`` dims as one."""
+    return wide(s[0]).flatten(-n_last), s[1:].flatten(-n_last)
+
+
+@rule("layer_norm", kind="norm", formula="t' = w r (t - <t> - x^ <t x^>) over each row")
+def _layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:  # fmt: skip
+    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual):
+        return NotImplemented
+    s, d = input.stack, len(normalized_shape)
+    y = torch.empty_like(s)
+    y[0].copy_(F.layer_norm(s[0], normalized_shape, weight, bias, eps))
+    x, ts = _flat(s, d)
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    r = torch.rsqrt(var + eps)
+    unit = (x - mean).mul_(r)
+    _centred(y, ts, unit, r, None if weight is None else wide(weight).flatten(), centre=True)
+    return Dual(y)
+
+
+def _centred(y: Tensor, ts: Tensor, unit: Tensor, r: Tensor, weight: Tensor | None, *, centre: bool) -> None:
+    """y[1:] = w r (t - <t> - unit <t unit>), the middle term if ``centre``."""
+    n = unit.shape[-1]
+    for part in blocks(ts):
+        t = wide(ts[part])
+        along = torch.linalg.vecdot(t, unit.expand_as(t)).unsqueeze(-1) / n
+        z = torch.addcmul(t, unit, along, value=-1)
+        if centre:
+            z.sub_(t.mean(-1, keepdim=True))
+        z.mul_(r)
+        if weight is not None:
+            z.mul_(weight)
+        y[1:][part].copy_(z.view(-1, *y.shape[1:]))
+
+
+@rule("rms_norm", kind="norm", formula="t' = w r (t - x^ <t x^>) over each row, x^ = x r, r = 1 / rms")
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
+    if is_dual(weight) or not isinstance(input, Dual):
+        return NotImplemented
+    s, d = input.stack, len(normalized_shape)
+    y = torch.empty_like(s)
+    y[0].copy_(F.rms_norm(s[0], normalized_shape, weight, eps))
+    x, ts = _flat(s, d)
+    r = torch.rsqrt((x * x).mean(-1, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
+    _centred(y, ts, x * r, r, None if weight is None else wide(weight).flatten(), centre=False)
+    return Dual(y)
+
+
+@rule("batch_norm", kind="norm", formula="t' = w t / sqrt(running_var + eps) (eval mode; refused in training)")
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Any:  # fmt: skip
+    if training and running_mean is not None:
+        from balanced_rep.autodiff._errors import UnsupportedError
+        from balanced_rep.autodiff._session import calling_module
+
+        raise UnsupportedError(
+            f"br.jvp: batch normalisation is in training mode{calling_module()}: it would change the running "
+            "statistics, and samples would depend on each other. Call model.eval()."
+        )
+    moving = any(is_dual(v) for v in (running_mean, running_var, weight, bias))
+    if training or moving or running_var is None or not isinstance(input, Dual):
+        return NotImplemented
+    s = input.stack
+    y = torch.empty_like(s)
+    y[0].copy_(F.batch_norm(s[0], running_mean, running_var, weight, bias, eps=eps))
+    scale = torch.rsqrt(wide(running_var) + eps)
+    scale = scale if weight is None else scale * wide(weight)
+    torch.mul(s[1:], scale.to(s.dtype).view(-1, *[1] * (s.dim() - 3)), out=y[1:])
+    return Dual(y)
+
+
+RULES[torch.batch_norm] = Rule(
+    "batch_norm",
+    "norm",
+    lambda x, w, b, mean, var, training, momentum, eps, *_: _batch_norm(x, mean, var, w, b, training, momentum, eps),
+    "t' = w t / sqrt(running_var + eps)",
+)
+
+
+def _softmax_like(name: str) -> None:
+    f = getattr(torch, name)
+    log = name == "log_softmax"
+
+    def apply(input: Dual, dim: int | None = None, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+        dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype)
+        if dim is None:
+            return NotImplemented
+        s = input.stack if dtype is None else input.stack.to(dtype)
+        d = slot_dim(dim, input.dim())
+        y = torch.empty_like(s)
+        y[0].copy_(f(s[0], d - 1))
+        p = torch.softmax(wide(s[0]), d - 1)
+        for part in blocks(s[1:]):
+            t = wide(s[1:][part])
+            h = t * p
+            along = h.sum(d, keepdim=True)
+            y[1:][part].copy_(t - along if log else h.addcmul_(p, along, value=-1))
+        return Dual(y)
+
+    rule(name, kind="norm", formula="t' = t - <y, t>" if log else "t' = y (t - <y, t>)")(apply)
+
+
+_softmax_like("softmax")
+_softmax_like("log_softmax")
+
+
+@rule("logsumexp", kind="norm", formula="t' = <softmax(x), t>")
+def _logsumexp(input: Dual, dim: Any, keepdim: bool = False) -> Dual:
+    s = input.stack
+    dims = [slot_dim(d, input.dim()) for d in ([dim] if isinstance(dim, int) else dim)]
+    inner = [d - 1 for d in dims]
+    y0 = torch.logsumexp(s[0], inner, keepdim=True)
+    t = (s[1:] * torch.exp(s[0] - y0)).sum(dims, keepdim=True)
+    y = torch.cat([y0.unsqueeze(0), t])
+    return Dual(y if keepdim else y.squeeze(dims))
+
+
+def _spread(name: str) -> None:
+    """var and std over dims: t' = 2 <x - mean, t> / (n - correction), and the square root of it."""
+
+    def apply(input: Dual, dim: Any = None, *args: Any, correction: Any = 1, keepdim: bool = False, **kw: Any) -> Any:
+        unbiased = kw.get("unbiased", dim if isinstance(dim, bool) else (args[0] if args else None))
+        keepdim = args[1] if len(args) > 1 else keepdim
+        correction = correction if unbiased is None else int(unbiased)
+        dims = None if isinstance(dim, bool) else kw.get("axis", dim)
+        s = input.stack
+        at = list(range(1, s.dim())) if dims is None or dims == () else [
+            slot_dim(d, input.dim()) for d in ([dims] if isinstance(dims, int) else dims)
+        ]  # fmt: skip
+        inner = [d - 1 for d in at]
+        if correction is None or s.dim() == 1:
+            return NotImplemented
+        x = wide(s[0])
+        x = x - x.mean(inner, keepdim=True)
+        n = math.prod(s.shape[d] for d in at)
+        y0 = getattr(torch, name)(s[0], inner, correction=correction, keepdim=True)
+        t = (wide(s[1:]) * x).sum(at, keepdim=True) * (2 / max(n - correction, 0) if n > correction else math.nan)
+        t = t / (2 * wide(y0)) if name == "std" else t
+        y = torch.cat([y0.unsqueeze(0), t.to(s.dtype)])
+        return Dual(y if keepdim else y.squeeze(at))
+
+    rule(name, kind="norm", formula="t' = 2 <x - mean, t> / (n - c)" + (", over 2 y" if name == "std" else ""))(apply)
+
+
+_spread("var")
+_spread("std")
+
+
+def _vector_norm(
+    input: Dual, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
+    if ord != 2 or dtype not in (None, input.dtype) or input.is_complex():
+        return NotImplemented
+    s = input.stack
+    at = list(range(1, s.dim())) if dim is None else [
+        slot_dim(d, input.dim()) for d in ([dim] if isinstance(dim, int) else dim)
+    ]  # fmt: skip
+    if not at:
+        return NotImplemented
+    y0 = torch.linalg.vector_norm(s[0], 2, [d - 1 for d in at], keepdim=True)
+    t = (wide(s[1:]) * wide(s[0])).sum(at, keepdim=True) / wide(y0)
+    y = torch.cat([y0.unsqueeze(0), t.masked_fill(y0 == 0, 0).to(s.dtype)])
+    return Dual(y if keepdim else y.squeeze(at))
+
+
+def _norm(input: Dual, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None, **_: Any) -> Any:
+    return _vector_norm(input, 2 if p in (2, "fro", None) else p, dim, keepdim, dtype=dtype)
+
+
+RULES[torch.linalg.vector_norm] = Rule("vector_norm", "norm", _vector_norm, "t' = <x, t> / y")
+for _f in (torch.norm, Tensor.norm):
+    RULES[_f] = Rule("norm", "norm", _norm, "t' = <x, t> / y")
+
+
+@rule("normalize", kind="composite", formula="t' = (t - y <y, t>) / |x|")
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+    return input / torch.linalg.vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)

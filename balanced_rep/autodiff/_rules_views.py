@@ -1,0 +1,261 @@
+"""Functions that only rearrange elements: the same on every slot, and views stay views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._registry import RULES, Rule, rule
+
+SAME = "t' = f(t)"
+Ints = tuple[Any, ...]
+
+
+def _ints(args: Ints) -> list[int]:
+    """``f(2, 3)`` and ``f((2, 3))`` alike."""
+    return list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+
+
+@rule("view", kind="view", formula=SAME)
+def _view(input: Dual, *shape: Any, dtype: torch.dtype | None = None, size: Any = None) -> Dual:
+    s = input.stack
+    to = dtype or (shape[0] if shape and isinstance(shape[0], torch.dtype) else None)
+    if to is not None:
+        raise RuntimeError(f"br.jvp: view({to}) of a value with tangents reinterprets its bits; use .to({to})")
+    wanted = _sizes(s[0], _ints(shape or (size,)))
+    try:
+        return Dual(s.view(s.shape[0], *wanted))
+    except RuntimeError:
+        if s.stride(0) >= max((st * (n - 1) for st, n in zip(s.stride()[1:], s.shape[1:], strict=True)), default=0):
+            raise  # the primal alone could not be viewed so either
+        return Dual(s.reshape(s.shape[0], *wanted))
+
+
+@rule("reshape", kind="view", formula=SAME)
+def _reshape(input: Dual, *shape: Any, **kwargs: Any) -> Dual:
+    s = input.stack
+    return Dual(s.reshape(s.shape[0], *_sizes(s[0], _ints(shape or (kwargs["shape"],)))))
+
+
+def _sizes(x: Tensor, shape: list[int]) -> list[int]:
+    """``shape`` with -1 filled in: the slots must not take part in it."""
+    if -1 not in shape or shape.count(-1) > 1:
+        return shape
+    rest = math.prod(n for n in shape if n != -1)
+    if rest == 0 or x.numel() % rest:
+        raise RuntimeError(f"shape '{shape}' is invalid for input of size {x.numel()}")
+    return [x.numel() // rest if n == -1 else n for n in shape]
+
+
+@rule("view_as", "reshape_as", kind="view", formula=SAME)
+def _reshape_as(input: Dual, other: Tensor) -> Dual:
+    return Dual(input.stack.reshape(input.stack.shape[0], *other.shape))
+
+
+@rule("permute", kind="view", formula=SAME)
+def _permute(input: Dual, *dims: Any, **kwargs: Any) -> Dual:
+    n = input.dim()
+    return Dual(input.stack.permute(0, *(slot_dim(d, n) for d in _ints(dims or (kwargs["dims"],)))))
+
+
+@rule("transpose", kind="view", formula=SAME)
+def _transpose(input: Dual, dim0: int = 0, dim1: int = 0, **kwargs: int) -> Dual:
+    dim0, dim1 = kwargs.get("axis0", dim0), kwargs.get("axis1", dim1)
+    n = input.dim()
+    return Dual(input.stack.transpose(slot_dim(dim0, n), slot_dim(dim1, n)))
+
+
+@rule("movedim", kind="view", formula=SAME)
+def _movedim(input: Dual, source: Any, destination: Any) -> Dual:
+    n = input.dim()
+    a, b = ([slot_dim(d, n) for d in ([dims] if isinstance(dims, int) else dims)] for dims in (source, destination))
+    return Dual(input.stack.movedim(a, b))
+
+
+@rule("t", kind="view", formula=SAME)
+def _t(input: Dual) -> Dual:
+    if input.dim() > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.dim()}D")
+    return input if input.dim() < 2 else Dual(input.stack.transpose(1, 2))
+
+
+def _reversed(input: Dual) -> Dual:
+    return Dual(input.stack.permute(0, *range(input.dim(), 0, -1)))
+
+
+def _matrix_transposed(input: Dual) -> Dual:
+    if input.dim() < 2:
+        raise RuntimeError(
+            f"tensor.mT is only supported on matrices or batches of matrices, got {input.dim()}-D tensor"
+        )
+    return Dual(input.stack.transpose(-1, -2))
+
+
+def _real(input: Dual) -> Dual:
+    return Dual(input.stack.real) if input.is_complex() else input
+
+
+for _name, _fn in {"T": _reversed, "mT": _matrix_transposed, "real": _real}.items():
+    RULES[getattr(Tensor, _name).__get__] = Rule(_name, "view", _fn, SAME)
+
+
+@rule("unsqueeze", kind="view", formula=SAME)
+def _unsqueeze(input: Dual, dim: int) -> Dual:
+    n = input.dim() + 1
+    return Dual(input.stack.unsqueeze(slot_dim(dim, n)))
+
+
+@rule("squeeze", kind="view", formula=SAME)
+def _squeeze(input: Dual, *dim: Any, **kwargs: Any) -> Dual:
+    s = input.stack
+    dims = _ints(dim or (kwargs["dim"],)) if dim or "dim" in kwargs else range(input.dim())
+    keep = [slot_dim(d, input.dim()) for d in dims] if input.dim() else []
+    return Dual(s.squeeze([d for d in keep if s.shape[d] == 1]))
+
+
+@rule("flatten", kind="view", formula=SAME)
+def _flatten(input: Dual, start_dim: int = 0, end_dim: int = -1) -> Dual:
+    s = input.stack
+    if s.dim() == 1:
+        return Dual(s.unsqueeze(1))
+    return Dual(s.flatten(slot_dim(start_dim, input.dim()), slot_dim(end_dim, input.dim())))
+
+
+@rule("ravel", kind="view", formula=SAME)
+def _ravel(input: Dual) -> Dual:
+    return _flatten(input)
+
+
+@rule("unflatten", kind="view", formula=SAME)
+def _unflatten(input: Dual, dim: int, sizes: Any) -> Dual:
+    return Dual(input.stack.unflatten(slot_dim(dim, input.dim()), sizes))
+
+
+@rule("expand", "broadcast_to", kind="view", formula=SAME)
+def _expand(input: Dual, *sizes: Any, size: Any = None) -> Dual:
+    shape = _ints(sizes or (size,))
+    return Dual(_aligned(input, len(shape)).expand(-1, *shape))
+
+
+@rule("expand_as", kind="view", formula=SAME)
+def _expand_as(input: Dual, other: Tensor) -> Dual:
+    return _expand(input, other.shape)
+
+
+def _aligned(x: Dual, ndim: int) -> Tensor:
+    s = x.stack
+    return s if s.dim() > ndim else s.reshape(s.shape[0], *[1] * (ndim + 1 - s.dim()), *s.shape[1:])
+
+
+@rule("broadcast_tensors", kind="view", formula=SAME)
+def _broadcast_tensors(*tensors: Any) -> list[Tensor]:
+    xs = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
+    shape = torch.broadcast_shapes(*(x.shape for x in xs))
+    return [_expand(x, shape) if is_dual(x) else x.expand(shape) for x in xs]
+
+
+def _pieces(name: str, first: str) -> Callable[..., Any]:
+    def pieces(input: Dual, *args: Any, dim: int = 0, **kwargs: Any) -> tuple[Dual, ...]:
+        how = args[0] if args else kwargs.get(first, kwargs.get("indices_or_sections", kwargs.get("split_size")))
+        dim = args[1] if len(args) > 1 else dim
+        return tuple(Dual(p) for p in getattr(input.stack, name)(how, slot_dim(dim, input.dim())))
+
+    return rule(name, kind="view", formula=SAME)(pieces)
+
+
+for _name, _first in {
+    "chunk": "chunks", "split": "split_size_or_sections", "split_with_sizes": "split_sizes", "tensor_split": "indices",
+}.items():  # fmt: skip
+    _pieces(_name, _first)
+
+
+@rule("unbind", kind="view", formula=SAME)
+def _unbind(input: Dual, dim: int = 0) -> tuple[Dual, ...]:
+    return tuple(Dual(p) for p in input.stack.unbind(slot_dim(dim, input.dim())))
+
+
+RULES[Tensor.__iter__] = Rule("__iter__", "view", lambda input: iter(_unbind(input)), SAME)
+
+
+@rule("select", kind="view", formula=SAME)
+def _select(input: Dual, dim: int, index: int) -> Dual:
+    return Dual(input.stack.select(slot_dim(dim, input.dim()), index))
+
+
+@rule("narrow", kind="view", formula=SAME)
+def _narrow(input: Dual, dim: int, start: Any, length: int) -> Dual:
+    return Dual(input.stack.narrow(slot_dim(dim, input.dim()), start, length))
+
+
+@rule("diagonal", kind="view", formula=SAME)
+def _diagonal(input: Dual, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Dual:
+    n = input.dim()
+    return Dual(input.stack.diagonal(offset, slot_dim(dim1, n), slot_dim(dim2, n)))
+
+
+RULES[Tensor.unfold] = Rule(
+    "unfold",
+    "view",
+    lambda input, dimension, size, step: Dual(input.stack.unfold(slot_dim(dimension, input.dim()), size, step)),
+    SAME,
+)
+
+
+@rule("view_as_complex", "view_as_real", kind="view", formula=SAME)
+def _as_complex(input: Dual) -> Dual:
+    return Dual(torch.view_as_real(input.stack) if input.is_complex() else torch.view_as_complex(input.stack))
+
+
+RULES[Tensor.__getitem__] = Rule("__getitem__", "view", lambda input, index: getitem(input, index), SAME)
+
+
+def stack_index(index: Any, ndim: int) -> tuple[Any, ...]:
+    """The index into the stack that is ``index`` into each slot.
+
+    Args:
+        index: What stands in the brackets.
+        ndim: Dims of the tensor.
+
+    Returns:
+        A tuple for the stack. Advanced indices that are not adjacent go in front in torch; :func:`moves_front` says so.
+
+    Raises:
+        TypeError: If an index carries tangents.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(torch.tensor(p) if isinstance(p, list) else p for p in parts)
+    if any(is_dual(p) for p in parts):
+        raise TypeError("br.jvp: tensors used as indices must be integers or booleans")
+    return (slice(None), *parts)
+
+
+def moves_front(index: tuple[Any, ...]) -> bool:
+    """Whether torch may put the dims of the index tensors first, in front of the slots: they are not side by side."""
+    if any(isinstance(p, bool) for p in index):
+        return True
+    # Integers, 0-dim tensors among them, select first and leave no dim behind.
+    kept = [p for p in index if not isinstance(p, int) and not (isinstance(p, Tensor) and p.dim() == 0)]
+    at = [i for i, p in enumerate(kept) if not (isinstance(p, slice) or p is None or p is Ellipsis)]
+    return bool(at) and at[-1] - at[0] + 1 != len(at)
+
+
+def getitem(input: Any, index: Any) -> Any:
+    """``input[index]``.
+
+    Args:
+        input: Usually a Dual.
+        index: Anything that torch takes.
+
+    Returns:
+        A view for basic indexing, a copy for tensors as indices.
+    """
+    s = input.stack
+    full = stack_index(index, input.dim())
+    if moves_front(full[1:]):
+        return Dual(torch.stack([slot[full[1:]] for slot in s.unbind()]))
+    return Dual(s[full])

@@ -1,0 +1,89 @@
+"""What one run of ``br.jvp`` knows about itself: counts for ``explain``, strictness, the buffers it may write into."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Session", "active", "calling_module", "current"]
+
+_local = threading.local()
+
+
+@dataclass
+class Session:
+    """State of one pass.
+
+    Attributes:
+        n_slots: 1 + K.
+        strict: Refuse fallbacks.
+        module: The root module, if ``f`` is one: names modules in messages.
+        calls: (route, function) to the number of calls; routes are "rule", "composite", "fallback", "primal".
+        seconds: (route, function) to seconds, if ``timed``.
+        reasons: Function to why it took the fallback.
+        timed: Measure seconds.
+        fresh: Buffers made by a factory function during this pass: a value with tangents may be written into them.
+        autocast_dtypes: (function, dtypes) to the dtype that autocast gives the result.
+        on_dual: Called with every new Dual: the memory estimate listens here.
+    """
+
+    n_slots: int = 1
+    strict: bool = False
+    module: nn.Module | None = None
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+    timed: bool = False
+    fresh: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
+    autocast_dtypes: dict[Any, torch.dtype] = field(default_factory=dict)
+    on_dual: Callable[[Any], None] | None = None
+
+    def remember_fresh(self, x: Any) -> None:
+        """Notes a buffer that was made during this pass."""
+        if type(x) is Tensor:
+            self.fresh[id(x)] = weakref.ref(x)
+
+    def is_fresh(self, x: Tensor) -> bool:
+        """Whether ``x`` itself came out of a factory function during this pass."""
+        ref = self.fresh.get(id(x))
+        return ref is not None and ref() is x
+
+
+def current() -> Session | None:
+    """The session of this thread."""
+    return getattr(_local, "session", None)
+
+
+@contextlib.contextmanager
+def active(session: Session) -> Iterator[Session]:
+    """Makes ``session`` the current one of this thread."""
+    before = current()
+    _local.session = session
+    try:
+        yield session
+    finally:
+        _local.session = before
+
+
+def calling_module() -> str:
+    """``" (in module 'a.b', Dropout)"`` for the innermost module that is running, for messages; else ``""``."""
+    session = current()
+    code = nn.Module._call_impl.__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            module = frame.f_locals["self"]
+            named = session.module.named_modules() if session and session.module is not None else ()
+            name = next((n for n, m in named if m is module), "")
+            return f" (in module {name!r}, {type(module).__name__})" if name else f" (in {type(module).__name__})"
+        frame = frame.f_back
+    return ""
