@@ -16,6 +16,7 @@ from balanced_rep.stats._representation import RepresentationStats, cat
 __all__ = ["Key", "Recording"]
 
 Key = str | tuple[str, int]
+_FOLD_AFTER = 32  # forwards whose statistics of units wait to be merged in one go
 
 
 class _Entry(NamedTuple):
@@ -30,7 +31,8 @@ class Recording(Mapping[Key, RepresentationStats]):
 
     Keys are layer names in the order in which the model lists its modules, or ``(name, call)`` with ``call="all"``; a
     layer that has not run has no key. ``recording[key]`` holds the samples of all recorded forwards one after another,
-    shape ``(samples,)``, or with ``per="unit"`` one result per unit over all of them.
+    shape ``(samples,)``. With ``per="unit"`` it is one result per unit over all of them; forwards are merged as they come,
+    apart for each of ``timesteps=``, so that a long stream takes no more memory than a short one.
 
     Attributes:
         layers: The names listened to.
@@ -92,7 +94,12 @@ class Recording(Mapping[Key, RepresentationStats]):
 
         Returns:
             One entry per forward, oldest first.
+
+        Raises:
+            ValueError: With ``per="unit"``, which merges forwards.
         """
+        if self._per == "unit":
+            raise ValueError('record: per="unit" merges forwards; record per="sample", or make a record per forward')
         return [stats for _, stats in self._of(key)]
 
     def by_timestep(self, key: Key) -> dict[float, RepresentationStats]:
@@ -155,6 +162,9 @@ class Recording(Mapping[Key, RepresentationStats]):
             self.calls[name].append(calls.get(name, 0))
         for key, value in stats.items():
             self._arrived[key].append(_Entry(moment, value))
+        if self._per == "unit" and not (self._wanted is not None and moment.deferred):
+            if any(len(self._arrived[key]) >= _FOLD_AFTER for key in stats):
+                self._settle()
 
     def _settle(self) -> None:
         """Takes in what has arrived, dropping samples at unwanted timesteps.
@@ -169,8 +179,18 @@ class Recording(Mapping[Key, RepresentationStats]):
         }
         self._arrived.clear()
         for key, entries in settled.items():
-            if entries:
+            if entries and self._per == "unit":
+                self._fold(key, entries)
+            elif entries:
                 self._entries[key] += entries
+
+    def _fold(self, key: Key, entries: list[_Entry]) -> None:
+        """Merges statistics of units, timestep by timestep."""
+        groups: defaultdict[tuple[float, ...], list[RepresentationStats]] = defaultdict(list)
+        for moment, stats in [*self._entries[key], *entries]:
+            groups[() if self._wanted is None else moment.values].append(stats)
+        self._entries[key] = [_Entry(Moment(values), self._join(parts)) for values, parts in groups.items()]
+        self._merged.pop(key, None)
 
     def _wanted_part(self, entry: _Entry) -> _Entry | None:
         if self._wanted is None:
@@ -179,12 +199,14 @@ class Recording(Mapping[Key, RepresentationStats]):
         kept = tuple(m for m in matches if m is not None)
         if not kept and matches:
             return None
-        return _Entry(Moment(kept), self._rows(entry.stats, [m is not None for m in matches]))
+        return _Entry(Moment(kept) if kept else entry.moment, self._rows(entry.stats, [m is not None for m in matches]))
 
     def _row_timesteps(self, entry: _Entry) -> tuple[float, ...]:
         """One timestep per sample; a single one for statistics per unit, where samples are no longer apart."""
         if self._per == "sample":
             return entry.moment.per_row(len(entry.stats))
+        if self._wanted is None:
+            raise ValueError('record: per="unit" merges forwards; say timesteps= to keep some timesteps apart')
         values = entry.moment.per_row(len(entry.moment.values))
         if len(set(values)) > 1:
             raise ValueError(

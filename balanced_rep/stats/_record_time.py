@@ -72,6 +72,8 @@ class Moment:
         Raises:
             ValueError: If no timestep is known, or several that do not fit the samples.
         """
+        if not rows:
+            return ()
         values = self.known()
         if len(set(values)) == 1:
             return (values[0],) * rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ def record(
         pool: ``"max"`` or ``"mean"`` over spatial or token dims in front of the statistics.
         pool_dim: The dims to pool; by default dims 2.. of (N, C, *spatial) and dim 1 of (N, T, D).
         per: ``"sample"``: one result per sample, over everything else, shape (samples,). ``"unit"``: one per channel
-            of (N, C, *spatial) or feature of (N, D) or (N, T, D), over everything else and all forwards.
+            of (N, C, *spatial) or feature of (N, D) or (N, T, D), over everything else and merged over forwards.
         correction: Degrees of freedom that ``std`` and ``var`` subtract.
         threshold: A value is active if it is greater than this.
         histogram: Also keep what ``topk_share``, ``gini`` and ``quantile`` need.
@@ -84,6 +85,13 @@ def record(
     _check_choice("pool", pool, (None, "max", "mean"))
     if call not in (None, "all") and (isinstance(call, bool) or not isinstance(call, int) or call < -1):
         raise ValueError(f'record: call must be None, "all", -1 or an index from 0, got {call!r}')
+    if pool is None and pool_dim is not None:
+        raise ValueError(f"record: pool_dim={pool_dim} is given without pool; pass pool='max' or pool='mean' as well")
+    if not (math.isfinite(correction) and correction >= 0) or math.isnan(threshold):
+        raise ValueError(
+            "record: correction must be a finite number >= 0 and threshold a number, got "
+            f"correction={correction!r}, threshold={threshold!r}"
+        )
     found = resolve_layers(model, layers)
     if stop:
         _check_stop_call(call, found)

@@ -137,6 +137,26 @@ def test_per_unit_merges_batches_exactly(shape: tuple[int, ...], pool: str | Non
     torch.testing.assert_close(got.state, want.state, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("timesteps", [None, (0, 1)])
+def test_a_long_stream_of_units_takes_no_memory(timesteps: Any):
+    model = Around(nn.Identity(), lambda inner, x: inner(x))
+    batches = torch.randn(100, 4, 3, dtype=torch.float64)
+    time = iter(range(100))
+    options = {"timesteps": timesteps, "timestep_arg": lambda args, kwargs: next(time) % 2}
+    with record(model, "inner", per="unit", **options) as recording:
+        for batch in batches:
+            model(batch)
+    assert recording.forwards == 100
+    kept = [entry for entries in (recording._arrived, recording._entries) for e in entries.values() for entry in e]
+    assert len(kept) < 35
+    torch.testing.assert_close(
+        recording["inner"].state, representation_stats(batches.flatten(0, 1), dim=0).state, rtol=1e-11, atol=1e-11
+    )
+    if timesteps:
+        odd = representation_stats(batches[1::2].flatten(0, 1), dim=0)
+        torch.testing.assert_close(recording.by_timestep("inner")[1].state, odd.state, rtol=1e-11, atol=1e-11)
+
+
 def test_histogram_and_entropy_are_kept_on_request():
     model, x = nn.Sequential(nn.Linear(7, 50)), torch.randn(3, 7)
     with record(model, "0", histogram=True, entropy=True) as recording:
@@ -407,10 +427,12 @@ def test_a_recording_does_not_keep_its_model():
     assert len(recording["act"]) == 1
 
 
-def test_results_carry_no_graph():
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("pool", [None, "max"])
+def test_results_carry_no_graph(backend: str | None, pool: Any):
     model = conv_net()
     x = torch.randn(2, 3, 9, 9, requires_grad=True)
-    with record(model, ["act", "second"], "input") as recording:
+    with br.backend(backend), record(model, ["act", "second"], "input", pool=pool) as recording:
         y = model(x)
     assert y.requires_grad
     assert all(not s.state.requires_grad for s in recording.values())

@@ -116,8 +116,20 @@ def test_per_unit():
         model(X, torch.tensor([10, 20, 10]))
     with record(model, "layer", per="unit") as recording:
         model(X, torch.tensor([10, 20, 10]))
-    with pytest.raises(ValueError, match="has merged them"):
+    with pytest.raises(ValueError, match=r"merges forwards; say timesteps="):
         recording.by_timestep("layer")
+    with pytest.raises(ValueError, match="merges forwards"):
+        recording.per_forward("layer")
+
+
+def test_an_empty_batch_has_no_timestep():
+    model = Net()
+    for timesteps in (None, 5):
+        with record(model, "layer", timesteps=timesteps) as recording:
+            model(X[:0], 5)
+            model(X, 5)
+        assert [len(s) for s in recording.by_timestep("layer").values()] == [3]
+        assert len(recording["layer"]) == 3
 
 
 # Where it is found ---------------------------------------------------------------------------------------------------
