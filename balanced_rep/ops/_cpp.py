@@ -1,0 +1,50 @@
+"""Tensor-level wrappers of the compiled CPU kernels: pointers and strides stop here."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["extension", "moments"]
+
+_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+_failure: ImportError | None = None
+try:
+    from balanced_rep import _C
+except ImportError as error:  # remembered: a second import attempt would hide the first cause
+    _failure = error
+
+
+def extension() -> ModuleType:
+    """The compiled module.
+
+    Raises:
+        ImportError: If it did not load; the cause is the first failure.
+    """
+    if _failure is not None:
+        raise ImportError(f"the compiled CPU kernels (balanced_rep._C) did not load: {_failure}") from _failure
+    return _C
+
+
+def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) -> Tensor:
+    """float64 ``(10, *kept)``; see :func:`balanced_rep.ops.moments.moments_reference`."""
+    out = torch.empty((10, *x.shape[:n_kept]), dtype=torch.float64)
+    x = x.resolve_neg()
+    extension().moments(*_view(x, n_kept, n_pooled, pool), threshold, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def _view(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> tuple[Any, ...]:
+    """Address, dtype, sizes and strides of (kept..., reduced..., pooled...), the first arguments of every kernel."""
+    shape, strides, last = tuple(x.shape), x.stride(), x.ndim - n_pooled
+    return (
+        x.data_ptr(), _CODES[x.dtype],
+        shape[:n_kept], strides[:n_kept],
+        shape[n_kept:last], strides[n_kept:last],
+        shape[last:], strides[last:],
+        pool,
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+#include "balanced_rep/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace balanced_rep {
+
+#if defined(__aarch64__)
+namespace neon {
+extern const Kernels kernels;
+}
+#else
+namespace base {
+extern const Kernels kernels;
+}
+#endif
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+namespace {
+
+struct Candidate {
+  const Kernels* kernels;
+  bool usable;
+};
+
+#if defined(__x86_64__)
+bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+#endif
+
+// Slowest first.
+std::vector<Candidate> candidates() {
+#if defined(__aarch64__)
+  return {{&neon::kernels, true}};
+#elif defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return {{&base::kernels, true}, {&avx2::kernels, avx2}, {&avx512::kernels, avx512}};
+#else
+  return {{&base::kernels, true}};
+#endif
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) names.push_back(c.kernels->name);
+  return names;
+}
+
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) {
+    if (c.usable) names.push_back(c.kernels->name);
+  }
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (const Candidate& c : candidates()) {
+    if (name == c.kernels->name && c.usable) {
+      active = c.kernels;
+      return;
+    }
+  }
+  throw std::invalid_argument("instruction set '" + name + "' cannot be used: this processor runs " +
+                              joined(usable_isas()) + ", the extension was compiled for " + joined(compiled_isas()));
+}
+
+void choose_isa() {
+  const char* const asked = std::getenv("BALANCED_REP_ISA");
+  if (asked == nullptr || *asked == '\0') {
+    set_isa(usable_isas().back());
+    return;
+  }
+  try {
+    set_isa(asked);
+  } catch (const std::invalid_argument& e) {
+    throw std::invalid_argument(std::string("BALANCED_REP_ISA: ") + e.what());
+  }
+}
+
+const Kernels& kernels() { return *active.load(std::memory_order_relaxed); }
+
+}  // namespace balanced_rep

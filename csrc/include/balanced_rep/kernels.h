@@ -1,0 +1,71 @@
+// The table of CPU kernels that every instruction set fills, and the plain structs they read.
+//
+// Included by the instruction-set translation units, so C headers only and nothing with external inline linkage: a
+// function emitted from an AVX-512 unit must never be the one the linker keeps for the base program.
+#pragma once
+
+#include <stdint.h>
+
+namespace balanced_rep {
+
+constexpr int kMaxDims = 64;  // torch's own limit
+constexpr int kFields = 10;   // n, mean, m2, m3, m4, l1, min, max, n_active, n_nonfinite
+
+enum DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kDTypes = 4 };
+enum Pool : int { kPoolNone = 0, kPoolMax = 1, kPoolMean = 2 };
+
+// Sizes and strides, outermost first; strides in elements, not negative.
+struct Dims {
+  int n;
+  int64_t size[kMaxDims];
+  int64_t stride[kMaxDims];
+};
+
+// A reduction after planning: dims of size 1 are gone, each group is sorted by stride and coalesced, and repeated
+// (stride 0) dims of the reduced and pooled groups are gone too; the driver accounts for them.
+struct Reduction {
+  const void* x;
+  DType dtype;
+  Pool pool;
+  Dims kept;
+  int64_t kept_out[kMaxDims];  // stride of each kept dim in the contiguous output
+  Dims reduced;
+  Dims pooled;
+  int64_t n_kept;     // products of the sizes
+  int64_t n_reduced;  // > 0
+  int64_t n_pooled;
+
+  // How the work is cut, from shapes alone, so that results do not depend on the number of threads. A row item is
+  // (kept index, segment); a column item is (outer kept index, block of columns, segment), the segment running fastest.
+  bool columns;
+  int64_t segment;     // reduced elements (columns: reduced rows) of a segment
+  int64_t n_segments;  // segments that cover n_reduced
+  int64_t n_blocks;    // column blocks that cover the innermost kept dim
+  int64_t n_items;
+};
+
+constexpr int64_t kColumnBlock = 512;  // columns of a block: the sums of a block stay in L1
+constexpr int64_t kColumnPanel = 256;  // rows summed in float32 before they are merged in float64
+
+// Segment s of output index i writes field f to out[f * field_stride + s * n_kept + i].
+struct MomentsTask {
+  Reduction r;
+  double threshold;
+  float threshold_f32;  // x > threshold_f32 in float32 is exactly x > threshold in float64
+  double* out;
+  int64_t field_stride;
+};
+
+typedef void (*MomentsKernel)(const MomentsTask& task, int64_t first_item, int64_t last_item);
+
+struct Kernels {
+  const char* name;
+  int vector_bytes;
+  MomentsKernel moments[kDTypes];
+  // Joins the segments of outputs [first, last) of task.out into the fields at out, n_kept apart.
+  void (*merge_segments)(const MomentsTask& task, double* out, int64_t first, int64_t last);
+  // Sum of n floats: as fast as this processor reads memory. The yardstick of the benchmarks.
+  float (*read_test)(const float* x, int64_t n);
+};
+
+}  // namespace balanced_rep

@@ -1,0 +1,25 @@
+// The CPU ops over raw pointers, sizes and strides. Strides are in elements and not negative; 0 repeats.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "balanced_rep/kernels.h"
+
+namespace balanced_rep {
+
+// A strided view whose dims are (kept..., reduced..., pooled...).
+struct View {
+  const void* x;
+  DType dtype;
+  std::vector<int64_t> kept_shape, kept_strides, reduced_shape, reduced_strides, pooled_shape, pooled_strides;
+  Pool pool;
+};
+
+// out: float64 (kFields, *kept), contiguous.
+void moments(const View& view, double threshold, double* out, int n_threads);
+
+// Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
+float read_test(const float* x, int64_t n, int n_threads);
+
+}  // namespace balanced_rep

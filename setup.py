@@ -1,0 +1,50 @@
+"""Lists the compiled parts: everything declarative lives in pyproject.toml.
+
+The CPU kernels are one source, compiled once for each instruction set into its own static library; the extension links
+them all and picks one when it is imported. Nothing here needs torch, a GPU or the network.
+"""
+
+import platform
+from glob import glob
+
+import pybind11
+from setuptools import Extension, setup
+
+X86 = platform.machine() in {"x86_64", "AMD64"}
+ISAS = {"base": []}  # x86-64 baseline, or NEON on aarch64
+if X86:
+    ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISAS["avx512"] = [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ]
+
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]  # psabi: no vector crosses a translation unit
+HEADERS = sorted([*glob("csrc/include/balanced_rep/*.h"), *glob("csrc/cpu/*.inl"), *glob("csrc/cpu/*.h")])
+
+
+def kernel_library(isa: str) -> tuple[str, dict]:
+    source = f"csrc/cpu/kernels_{isa}.cpp"
+    return f"balanced_rep_{isa}", {
+        "sources": [source],
+        "obj_deps": {source: HEADERS},  # a changed .inl rebuilds
+        "include_dirs": ["csrc/include"],
+        "cflags": [*FLAGS, *WARNINGS, *ISAS[isa]],
+    }
+
+
+setup(
+    libraries=[kernel_library(isa) for isa in ISAS],
+    ext_modules=[
+        Extension(
+            "balanced_rep._C",
+            ["csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/moments.cpp", "csrc/cpu/reduction.cpp"],
+            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp")],  # relinks when a library is rebuilt
+            include_dirs=["csrc/include", pybind11.get_include()],
+            extra_compile_args=[*FLAGS, *WARNINGS, "-fopenmp"],
+            extra_link_args=["-fopenmp"],
+            language="c++",
+        )
+    ],
+)
