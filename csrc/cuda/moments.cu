@@ -4,7 +4,8 @@
 // A block of 256 threads holds one tile of a row (or of several neighbouring rows) in registers and reduces it twice:
 //   1. sum, min, max and active count give the pivot (the rounded mean) and a power of two u <= max |v|;
 //   2. d = (v - pivot) / u, exact up to one rounding, gives sum |v| / u and sum d^k, which neither overflow nor underflow.
-// The rest is float64: the correction for the rounding of the pivot and the merge of tiles (Chan et al. 1979, Pebay 2008).
+// Sums are in float32 (float64 for float64 input), tiles are merged in float64 (Chan et al. 1979, Pebay 2008) by one
+// thread per row, because float64 is slow on many devices.
 // Where a row is cut into segments, the block that draws the last ticket of the row merges them in index order, so the
 // bits of the result do not depend on the order in which blocks finish.
 //
@@ -537,31 +538,15 @@ __device__ __forceinline__ void count_nonfinite(const Values<G, A>& values, A (&
     }
 }
 
-// From the two reductions to the moments: with e = sum d / n,
+// What a tile leaves behind, in the units of d: |v| and d^k are multiplied by u^k later.
+enum Raw { kPivot, kError, kM2, kM3, kM4, kL1, kLow, kHigh, kActive, kNonfinite, kUnit, kRaw };
+
+// Reduces a tile. With e = sum d / n, which is what the pivot lacks of being the mean,
 //   m2 = sum d^2 - n e^2,  m3 = sum d^3 - 3 e sum d^2 + 2 n e^3,
 //   m4 = sum d^4 - 4 e sum d^3 + 6 e^2 sum d^2 - 3 n e^4.
-template <class A>
-__device__ __forceinline__ State tile_state(double n, const A (&first)[4], const A (&second)[5], A nonfinite, A pivot,
-                                            double u) {
-    const double e = second[1] / n, d2 = second[2], d3 = second[3], d4 = second[4], uu = u * u;
-    State s;
-    s.n = n;
-    s.n_active = first[2];
-    s.n_nonfinite = nonfinite;
-    s.mean = nonfinite > 0 ? first[3] / n : pivot + e * u;  // inf and NaN as a plain sum has them
-    s.m2 = (d2 - n * e * e) * uu;
-    s.m3 = (d3 - 3 * e * d2 + 2 * n * e * e * e) * (uu * u);
-    s.m4 = (d4 - 4 * e * d3 + 6 * e * e * d2 - 3 * n * e * e * e * e) * uu * uu;
-    s.l1 = second[0] * u;
-    const bool number = s.l1 == s.l1;  // min and max drop NaN, the sum of magnitudes cannot
-    s.low = number ? static_cast<double>(-first[0]) : not_a_number();
-    s.high = number ? static_cast<double>(first[1]) : not_a_number();
-    return s;
-}
-
 template <class G, class A>
-__device__ __forceinline__ void reduce_tile(const Values<G, A>& values, int n, A threshold, A* scratch,
-                                            State (&state)[G::kColumns]) {
+__device__ __forceinline__ void reduce_tile(const Values<G, A>& values, A n, A threshold, A* scratch,
+                                            A (&raw)[G::kColumns][kRaw]) {
     const bool full = values.live == (kAllLanes >> (32 - G::kItems));
     A first[G::kColumns][4], second[G::kColumns][5], nonfinite[G::kColumns][1];
     if (full)
@@ -594,8 +579,40 @@ __device__ __forceinline__ void reduce_tile(const Values<G, A>& values, int n, A
         all_reduce<G, 0>(nonfinite, scratch);
     }
 #pragma unroll
-    for (int c = 0; c < G::kColumns; ++c)
-        state[c] = tile_state<A>(n, first[c], second[c], nonfinite[c][0], pivot[c], unit[c]);
+    for (int c = 0; c < G::kColumns; ++c) {
+        const A l1 = second[c][0], d2 = second[c][2], d3 = second[c][3], d4 = second[c][4];
+        const A e = second[c][1] / n, ne2 = n * e * e;
+        const bool bad = nonfinite[c][0] > 0, number = l1 == l1;  // min and max drop NaN, the sum of |v| cannot
+        raw[c][kPivot] = bad ? first[c][3] / n : pivot[c];        // inf or NaN, as a plain sum has it
+        raw[c][kError] = bad ? A(0) : e;
+        raw[c][kM2] = d2 - ne2;
+        raw[c][kM3] = d3 - 3 * e * d2 + 2 * ne2 * e;
+        raw[c][kM4] = d4 - 4 * e * d3 + 6 * e * e * d2 - 3 * ne2 * e * e;
+        raw[c][kL1] = l1;
+        raw[c][kLow] = number ? -first[c][0] : l1;
+        raw[c][kHigh] = number ? first[c][1] : l1;
+        raw[c][kActive] = first[c][2];
+        raw[c][kNonfinite] = nonfinite[c][0];
+        raw[c][kUnit] = unit[c];
+    }
+}
+
+// The moments of a tile; `raw` points to one column of kRaw rows.
+template <class A>
+__device__ __forceinline__ State tile_state(double n, const A* raw, int stride) {
+    const double u = raw[kUnit * stride], uu = u * u;
+    State s;
+    s.n = n;
+    s.mean = raw[kPivot * stride] + raw[kError * stride] * u;
+    s.m2 = raw[kM2 * stride] * uu;
+    s.m3 = raw[kM3 * stride] * uu * u;
+    s.m4 = raw[kM4 * stride] * uu * uu;
+    s.l1 = raw[kL1 * stride] * u;
+    s.low = raw[kLow * stride];
+    s.high = raw[kHigh * stride];
+    s.n_active = raw[kActive * stride];
+    s.n_nonfinite = raw[kNonfinite * stride];
+    return s;
 }
 
 // --- the kernel -------------------------------------------------------------------------------------------------------
@@ -664,6 +681,7 @@ template <class G, class A, class Read, class T>
 __device__ __forceinline__ void moments(const T* __restrict__ x, double* parts, double* out, unsigned* tickets,
                                         double threshold, const Layout& at) {
     __shared__ double scratch[scratch_doubles<G, A>()];
+    __shared__ A raw[kRaw][G::kBlockColumns];
     __shared__ State running[G::kBlockColumns];
 
     const unsigned row_tiles = gridDim.x / at.n_segments;
@@ -672,34 +690,36 @@ __device__ __forceinline__ void moments(const T* __restrict__ x, double* parts, 
     const unsigned row_tile = G::kKeptFirst ? remainder : quotient, segment = G::kKeptFirst ? quotient : remainder;
     const unsigned kept = row_tile / at.tiles_kept0, kept2 = kept / at.n_kept1;
     const Rows rows = {static_cast<int64>(row_tile - kept * at.tiles_kept0) * G::kBlockColumns, kept};
-    const int column = G::column();
-    const int64 columns = at.n_kept0 - rows.first - column;  // that exist, from this one on
-    const T* const row = x + (rows.first + column) * at.stride_kept0 + (kept - kept2 * at.n_kept1) * at.stride_kept1 +
-                         kept2 * at.stride_kept2;
-    const bool leader = G::reducer() == 0;
+    const int64 columns = at.n_kept0 - rows.first - G::column();  // that exist, from the first of this thread on
+    const T* const row = x + (rows.first + G::column()) * at.stride_kept0 +
+                         (kept - kept2 * at.n_kept1) * at.stride_kept1 + kept2 * at.stride_kept2;
+    const int mine = threadIdx.x;  // the column whose moments this thread keeps, if there are as many
 
     const unsigned begin = segment * at.tiles_per_segment, end = min(begin + at.tiles_per_segment, at.n_tiles);
 #pragma unroll 1
     for (unsigned tile = begin; tile < end; ++tile) {
         const Window window = window_of<G>(tile, at);
+        const int n = window.n0 * window.n1;
         Values<G, A> values;
         Read::read(row + window.offset, columns, window, at, values);
-        State state[G::kColumns];
-        reduce_tile(values, window.n0 * window.n1, static_cast<A>(threshold), reinterpret_cast<A*>(scratch), state);
-        if (leader) {
+        A fields[G::kColumns][kRaw];
+        reduce_tile(values, static_cast<A>(n), static_cast<A>(threshold), reinterpret_cast<A*>(scratch), fields);
+        __syncthreads();  // the previous tile's fields are read
+        if (G::reducer() == 0) {
 #pragma unroll
             for (int c = 0; c < G::kColumns; ++c)
-                running[column + c] = tile == begin ? state[c] : merge(running[column + c], state[c]);
+#pragma unroll
+                for (int f = 0; f < kRaw; ++f) raw[f][G::column() + c] = fields[c][f];
+        }
+        __syncthreads();
+        if (mine < G::kBlockColumns) {
+            const State state = tile_state(n, &raw[0][mine], G::kBlockColumns);
+            running[mine] = tile == begin ? state : merge(running[mine], state);
         }
     }
     double* const target = at.n_segments == 1 ? out : parts;
-    if (leader) {
-#pragma unroll
-        for (int c = 0; c < G::kColumns; ++c)
-            if (c < columns)
-                store(target + rows.index(column + c, at) * at.n_segments + segment, at.n_kept * at.n_segments,
-                      running[column + c]);
-    }
+    if (mine < G::kBlockColumns && rows.inside(mine, at))
+        store(target + rows.index(mine, at) * at.n_segments + segment, at.n_kept * at.n_segments, running[mine]);
     if constexpr (G::kReduceWarps > 1) {
         __shared__ bool is_last;
         if (at.n_segments > 1 && last_to_arrive(tickets + row_tile, at.n_segments, &is_last))
@@ -717,26 +737,30 @@ __device__ __forceinline__ void moments(const T* __restrict__ x, double* parts, 
 template <class T>
 using Sum = typename Accumulator<T>::type;
 
-// Register budget: narrow loads and columns hold many addresses, 8-byte values two registers.
-__device__ constexpr int blocks_per_processor(int bytes, bool wide) { return bytes == 8 ? 2 : wide ? 4 : 3; }
+// Blocks that the registers of a processor have to hold, chosen so that nothing spills: what decides is the number of
+// values a thread keeps, their size, and whether each load needs an address of its own.
+template <class T, bool kWide>
+__device__ constexpr int resident_blocks() {
+    return sizeof(T) == 8 ? 2 : sizeof(T) == 4 && kWide ? 4 : 3;
+}
 
 // A block per segment of a row. kWide: 128-bit loads, for which red0 is contiguous and everything else aligned.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(sizeof(T), kWide))
+__global__ void __launch_bounds__(kThreads, resident_blocks<T, kWide>())
     moments_rows(const T* x, double* parts, double* out, unsigned* tickets, double threshold, Layout layout) {
     moments<RowGeometry<T, kWide>, Sum<T>, Unpooled>(x, parts, out, tickets, threshold, layout);
 }
 
 // A warp per row, for rows of a few hundred elements; n_segments is 1.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(sizeof(T), kWide))
+__global__ void __launch_bounds__(kThreads, resident_blocks<T, kWide>())
     moments_warps(const T* x, double* parts, double* out, unsigned* tickets, double threshold, Layout layout) {
     moments<WarpGeometry<T, kWide>, Sum<T>, Unpooled>(x, parts, out, tickets, threshold, layout);
 }
 
 // A lane per row, for rows that are neighbours in memory. kWide, of 16-bit types only: two rows in a load of 32 bits.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(sizeof(T), false))
+__global__ void __launch_bounds__(kThreads, 2)
     moments_columns(const T* x, double* parts, double* out, unsigned* tickets, double threshold, Layout layout) {
     moments<ColumnGeometry<T, kWide>, Sum<T>, Unpooled>(x, parts, out, tickets, threshold, layout);
 }
