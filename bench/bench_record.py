@@ -114,6 +114,17 @@ def hook_seconds(run: Callable[[], object], turns: int) -> float:
     return statistics.median(totals)
 
 
+def opening_seconds(model: nn.Module, turns: int = 20) -> float:
+    """Median CPU seconds of finding the layers, attaching the hooks and removing them."""
+    totals = []
+    for _ in range(turns):
+        start = time.process_time()
+        with contextlib.suppress(InterruptedError), record(model, LAYERS, at="input"):
+            raise InterruptedError
+        totals.append(time.process_time() - start)
+    return statistics.median(totals)
+
+
 def counted_flops(run: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -147,6 +158,7 @@ def measure(batch: int, turns: int, *, size: int = 32) -> list[dict[str, Any]]:
             }
             if name.startswith("record"):
                 row["hooks_cpu_ms"] = common.significant(1e3 * hook_seconds(runs[name], min(turns, 15)))
+                row["opening_cpu_ms"] = common.significant(1e3 * opening_seconds(model))
             rows.append(row)
     return rows
 
@@ -165,6 +177,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             text += f"{100 * (row['of_forward_p80'] - 1):+.2f})"
         if "hooks_cpu_ms" in row:
             text += f", inside hooks {100 * row['hooks_cpu_ms'] / plain['cpu_ms']:.2f} %"
+            text += f", opening and closing {100 * row['opening_cpu_ms'] / plain['cpu_ms']:.2f} %"
         bar = f"   [{BARS[row['candidate']]}]" if row["candidate"] in BARS else ""
         lines.append(f"batch {row['batch']}: {row['candidate']:32} {row['cpu_ms']:8.1f} ms CPU  {text}{bar}")
     return "\n".join(lines)
@@ -175,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes (default: 1 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--turns", type=int, default=31, help="samples of each candidate (default: 31)")
+    parser.add_argument("--turns", type=int, default=21, help="samples of each candidate (default: 21)")
     parser.add_argument("--size", type=int, default=32, help="height and width of the latents (default: 32)")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "record.csv", help="the CSV to write")
     args = parser.parse_args(argv)

@@ -156,7 +156,6 @@ class Recorder(AbstractContextManager[Recording]):
         if not self._heard():
             self._overheard.threads += 1
             return
-        self._forward = None
         refuse_transforms()
         moment = Moment.of(self._source(args, kwargs))
         self._forward = _Forward(moment, recorded=self._is_wanted(moment))

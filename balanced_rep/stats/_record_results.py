@@ -31,8 +31,8 @@ class Recording(Mapping[Key, RepresentationStats]):
 
     Keys are layer names in the order in which the model lists its modules, or ``(name, call)`` with ``call="all"``; a
     layer that has not run has no key. ``recording[key]`` holds the samples of all recorded forwards one after another,
-    shape ``(samples,)``. With ``per="unit"`` it is one result per unit over all of them; forwards are merged as they come,
-    apart for each of ``timesteps=``, so that a long stream takes no more memory than a short one.
+    shape ``(samples,)``. With ``per="unit"`` it is one result per unit over all of them; forwards are merged as they
+    come, apart for each of ``timesteps=``, so that a long stream takes no more memory than a short one.
 
     Attributes:
         layers: The names listened to.

@@ -365,6 +365,7 @@ def test_first_tensor_of_a_keyword_call_and_selected_arguments():
         (by_keyword, None, twice),
         (by_keyword, "a", once),
         (by_position, None, once),
+        (lambda inner, x: inner(x, b=2 * x), None, once),
         (by_position, 1, twice),
         (by_position, "b", twice),
     ]:
@@ -418,7 +419,8 @@ def test_activations_are_freed_at_once(call: Any):
 
 def test_a_recording_does_not_keep_its_model():
     model = conv_net()
-    with record(model, "act") as recording:
+    recorder = record(model, "act")
+    with recorder as recording:
         model(torch.randn(1, 3, 9, 9))
     alive = weakref.ref(model)
     del model
@@ -499,7 +501,7 @@ def test_under_no_grad_and_inference_mode(mode: Any):
     model, x = conv_net(), torch.randn(2, 3, 9, 9)
     with mode(), record(model, "act", pool="max") as recording:
         model(x)
-    assert not recording["act"].state.is_inference()
+    assert not recording.per_forward("act")[0].state.is_inference()
     scale = torch.ones((), requires_grad=True)
     (recording["act"].std * scale).sum().backward()  # an inference tensor could not be saved for this
     assert scale.grad is not None

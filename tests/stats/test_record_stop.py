@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_rep.stats import cat, representation_stats
+from balanced_rep.stats._record_stop import frames_outside
 from balanced_rep.stats.record import record
 
 
@@ -268,6 +269,37 @@ def test_stops_of_two_models_are_told_apart():
     assert first.trace == ["a"]
     assert second.trace == ["a", "b"]
     assert len(one["a"]) == len(two["b"]) == 2
+
+
+def test_a_stop_passes_through_a_model_that_is_not_its_own():
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = Net()
+
+        def forward(self, x: Tensor) -> None:
+            with record(self.unet, "b", stop=True):
+                self.unet(x)
+            raise AssertionError("the stop of the outer record ended here")
+
+    model = Nested()
+    with record(model, "unet.a", stop=True) as recording:
+        assert model(torch.randn(2, 4)) is None
+    assert model.unet.trace == ["a"]
+    assert len(recording["unet.a"]) == 2
+    assert restored(model.unet)
+
+
+def test_frames_of_contextlib_are_not_taken_for_the_body():
+    class Probe:
+        def __enter__(self) -> frozenset[int]:
+            return frames_outside()
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    with Probe() as direct, ExitStack() as stack:
+        assert stack.enter_context(Probe()) == direct
 
 
 # Where the output is used --------------------------------------------------------------------------------------------
