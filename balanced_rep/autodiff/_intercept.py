@@ -106,13 +106,15 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
         route, result = _route(session, func, name, args, {k: v for k, v in kwargs.items() if k != "out"})
         return route, pytree.tree_map(lambda r, o: write_back(o, r, name, session), result, out)
     found, route, result = lookup(func), "", None
+    label = name
     if found is not None:
-        route = "composite" if found.composite else "rule"
+        route, label = "composite" if found.composite else "rule", found.name
         result = _apply(session, found, func, args, kwargs)
     if found is None or result is NotImplemented:
+        label = name
         route, result = _without_rule(session, func, name, args, kwargs)
     if route != "metadata":
-        session.calls[route, name] += 1
+        session.calls[route, label] += 1
     if is_inplace(func, name) or kwargs.get("inplace"):
         result = write_back(args[0], result, name, session)
     return route, result

@@ -66,10 +66,8 @@ for _n in (1, 2, 3):
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", kind="linear", formula=PRODUCT)
-def _matmul(input: Tensor, other: Tensor, **kwargs: Tensor) -> Dual:
-    if "mat2" in kwargs or "vec" in kwargs or "tensor" in kwargs:
-        other = next(iter(kwargs.values()))
-    a, b = input, other
+def _matmul(input: Tensor, other: Any = None, **kwargs: Any) -> Dual:
+    a, b = input, next(iter(kwargs.values())) if other is None else other  # or mat2=, vec=, tensor=
     if not is_dual(b) and a.dim() > 1:
         return Dual(torch.matmul(_slots_first(a, b.dim()), b))
     if not is_dual(a) and b.dim() > 1 and a.dim() > 1:

@@ -33,7 +33,7 @@ def _elementwise(name: str, derivative: Derivative, formula: str, f: Callable[..
         y0 = value(s[0], *args, **kwargs)
         y = torch.empty_like(s) if y0.shape == s.shape[1:] else s.new_empty((s.shape[0], *y0.shape))
         y[0].copy_(y0)
-        torch.mul(s[1:], derivative(wide(s[0]), *args, **kwargs).to(s.dtype), out=y[1:])
+        torch.mul(s[1:], derivative(wide(s[0]), *args, **kwargs), out=y[1:])  # rounded once, to the type of y
         return Dual(y)
 
     rule(name, kind="pointwise", formula=formula)(apply)
@@ -116,9 +116,10 @@ def _gated(name: str, closed: Callable[..., Tensor], slope: Callable[..., float]
         kwargs.pop("inplace", None)
         if any(is_dual(a) for a in (*args, *kwargs.values())):
             return NotImplemented
-        s = input.stack
-        y = torch.empty_like(s)
-        y[0].copy_(value(s[0], *args, **kwargs))
+        y0 = value(input.stack[0], *args, **kwargs)
+        s = _align(input.stack, y0.dim())
+        y = _empty(s, s.shape[0], y0.shape, y0.dtype)
+        y[0].copy_(y0)
         shut, by = closed(s[0], *args, **kwargs), slope(*args, **kwargs)
         y[1:].copy_(s[1:].masked_fill(shut, 0) if by == 0 else torch.where(shut, s[1:] * by, s[1:]))
         return Dual(y)
@@ -279,7 +280,7 @@ def _pow(input: Any, exponent: Any) -> Any:
         y[1:].zero_()
     else:
         d = 2 * x if exponent == 2 else exponent * x.pow(exponent - 1)
-        torch.mul(s[1:], d.to(s.dtype), out=y[1:])
+        torch.mul(s[1:], d, out=y[1:])
     return Dual(y)
 
 

@@ -1,0 +1,104 @@
+"""What ``br.jvp`` does with a model: which functions have rules, which fall back, where tangents stop, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from balanced_rep.autodiff._inputs import read_inputs
+from balanced_rep.autodiff._jvp import run_chunks
+from balanced_rep.autodiff._properties import TANGENT_STOPS
+from balanced_rep.autodiff._run import capture, check_module
+from balanced_rep.autodiff._session import Session
+from balanced_rep.ops import philox_normal
+
+__all__ = ["Explanation", "explain"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Result of :func:`explain`.
+
+    Attributes:
+        n_tangents: K of the run.
+        rules: Function to its number of calls that a rule served; composites are counted beside their parts.
+        fallbacks: Function to its number of calls that ``torch.func`` differentiated.
+        stops: Function to its number of calls at which tangents ended by nature: ``detach``, ``item``, ...
+        primal: Function to its number of calls whose result has no derivative: comparisons, indices, ``zeros_like``.
+        seconds: Function to seconds spent in it, on values with tangents; the first run, so caches are cold.
+        reasons: Function to a remark on its fallback.
+    """
+
+    n_tangents: int
+    rules: dict[str, int]
+    fallbacks: dict[str, int]
+    stops: dict[str, int]
+    primal: dict[str, int]
+    seconds: dict[str, float]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values()) or 1.0
+        lines = [f"{'function':32} {'route':10} {'calls':>6} {'ms':>9} {'share':>6}"]
+        routes = {"rule": self.rules, "fallback": self.fallbacks, "stops": self.stops, "primal": self.primal}
+        rows = [(name, route, n) for route, calls in routes.items() for name, n in calls.items()]
+        for name, route, n in sorted(rows, key=lambda row: -self.seconds.get(row[0], 0.0)):
+            s = self.seconds.get(name, 0.0)
+            lines.append(f"{name:32} {route:10} {n:6d} {1e3 * s:9.2f} {s / total:6.1%}")
+        lines += [f"{name}: {why}" for name, why in self.reasons.items()]
+        n, c = len(self.fallbacks), sum(self.fallbacks.values())
+        lines.append(f"{self.n_tangents} tangents; {n} functions without a rule, {c} calls of them")
+        return "\n".join(lines)
+
+
+def explain(
+    f: Callable[..., Any],
+    primals: Any,
+    tangents: Any = None,
+    *,
+    n_tangents: int = 4,
+    output: str | None = None,
+    kwargs: dict[str, Any] | None = None,
+) -> Explanation:
+    """Runs :func:`jvp` once and says what happened to each function.
+
+    Args:
+        f: Function or module.
+        primals: As for :func:`jvp`.
+        tangents: As for :func:`jvp`; by default random ones for a single tensor, or for the first of several primals.
+        n_tangents: K of the random tangents.
+        output: Name of an inner module to stop at.
+        kwargs: Keyword arguments of ``f``.
+
+    Returns:
+        Counts and times.
+    """
+    check_module(f)
+    if tangents is None:
+        first = primals[0] if isinstance(primals, tuple) else primals
+        items = torch.arange(n_tangents, device=first.device)
+        random = philox_normal(items, first.numel(), seed=0).view(n_tangents, *first.shape).to(first.dtype)
+        tangents = (random, *[None] * (len(primals) - 1)) if isinstance(primals, tuple) else random
+    inputs = read_inputs(primals, tangents)
+    call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
+    session = Session(module=f if isinstance(f, torch.nn.Module) else None, timed=True)
+    run_chunks(call, inputs, kwargs or {}, "auto", session)
+    by_route: dict[str, dict[str, int]] = {route: {} for route in ("rule", "composite", "fallback", "primal")}
+    for (route, name), n in session.calls.most_common():
+        by_route[route][name] = n
+    seconds: dict[str, float] = {}
+    for (_, name), s in session.seconds.most_common():
+        seconds[name] = seconds.get(name, 0.0) + s
+    primal = by_route["primal"]
+    return Explanation(
+        inputs.n_tangents,
+        by_route["rule"] | by_route["composite"],
+        by_route["fallback"],
+        {name: n for name, n in primal.items() if name in TANGENT_STOPS},
+        {name: n for name, n in primal.items() if name not in TANGENT_STOPS},
+        seconds,
+        session.reasons,
+    )

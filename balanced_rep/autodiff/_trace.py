@@ -1,0 +1,61 @@
+"""``br.jvp`` of one model and shape as a plain graph, which compilers and exporters take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from balanced_rep.autodiff._inputs import read_inputs
+from balanced_rep.autodiff._jvp import run_chunks
+from balanced_rep.autodiff._run import capture, check_module
+from balanced_rep.autodiff._session import Session
+
+__all__ = ["trace"]
+
+
+def trace(
+    f: Callable[..., Any],
+    x: Tensor,
+    n_tangents: int,
+    *,
+    output: str | None = None,
+    strict: bool = False,
+    kwargs: dict[str, Any] | None = None,
+) -> GraphModule:
+    """Writes ``(x, tangents) -> (y, jv)`` down as a graph of torch operators.
+
+    The graph holds no Python of ``f``, makes no decision that depends on data and no synchronisation with the host, so
+    ``torch.compile(graph, fullgraph=True)``, ``torch.export`` and CUDA graphs take it. It is right for other values of
+    ``x`` and ``tangents`` of these shapes and dtypes; control flow of ``f`` is that of this ``x``; weights and
+    ``kwargs`` are part of it.
+
+    Args:
+        f: Function or module with one tensor argument.
+        x: An input.
+        n_tangents: K.
+        output: Name of an inner module whose output is taken.
+        strict: Refuse functions without a rule.
+        kwargs: Keyword arguments of ``f``.
+
+    Returns:
+        A module called as ``graph(x, tangents)``, tangents ``(K, *x.shape)``.
+
+    Raises:
+        ValueError: If ``n_tangents`` is not positive.
+    """
+    if n_tangents < 1:
+        raise ValueError(f"trace: n_tangents={n_tangents}; at least 1 is needed")
+    check_module(f)
+    call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
+
+    def both(primal: Tensor, tangents: Tensor) -> tuple[Any, Any]:
+        session = Session(strict=strict, module=f if isinstance(f, torch.nn.Module) else None)
+        return run_chunks(call, read_inputs(primal, tangents), kwargs or {}, None, session)
+
+    with torch.no_grad():
+        return make_fx(both)(x.detach(), x.detach().new_zeros((n_tangents, *x.shape)))
