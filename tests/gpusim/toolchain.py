@@ -131,7 +131,10 @@ def _run_nvrtc(nvrtc, source: Path, kernels: Sequence[str], arch: str, flags: li
         except Exception as error:
             log = nvrtc.getProgramLog(program)
             raise CudaCompileError(f"NVRTC refuses {source.name} for {arch}:\n{log[:4000]}") from error
-        code = nvrtc.getCUBIN(program) if arch.startswith("sm_") else nvrtc.getPTX(program)
+        if arch.startswith("sm_"):
+            code = nvrtc.getCUBIN(program) + b"\0"  # cupy's binding cuts the last byte, as if it ended a string
+        else:
+            code = nvrtc.getPTX(program)
         names = {kernel: nvrtc.getLoweredName(program, kernel) for kernel in kernels}
         return (code if isinstance(code, bytes) else code.encode()), names
     finally:

@@ -123,7 +123,15 @@ CUDA_SAMPLES = [
     ),
     CudaKernel("sample histogram", SOURCE, "histogram", 64, {"2000 in 50 bins": _histogram_case}, shared_bytes=200),
     CudaKernel("sample scale_half", SOURCE, "scale_half", 64, {"4096": _scale_half_case}),
-    CudaKernel("sample reverse_async", SOURCE, "reverse_async", 32, {"4x128": _reverse_case}, host=False),
+    CudaKernel(
+        name="sample reverse_async",
+        source=SOURCE,
+        expression="reverse_async",
+        threads=32,
+        cases={"4x128": _reverse_case},
+        refused={75: "cp.async needs sm_80"},
+        host=False,
+    ),
 ]
 
 _ENCODE = {

@@ -124,7 +124,7 @@ extern "C" __global__ void scale_half(const __half* __restrict__ x, __half* __re
     *reinterpret_cast<uint4*>(y + i) = pack.words;
 }
 
-#ifndef SIMT_HOST
+#if !defined(SIMT_HOST) && __CUDA_ARCH__ >= 800
 // y = x reversed within each block of 128 floats, staged by asynchronous copies
 extern "C" __global__ void reverse_async(const float* __restrict__ x, float* __restrict__ y) {
     __shared__ alignas(16) float tile[128];
