@@ -34,13 +34,24 @@ def kernel_library(isa: str) -> tuple[str, dict]:
     }
 
 
+# Every backend gives the same bits only where no multiply and add are fused.
+PHILOX = (
+    "balanced_rep_philox",
+    {
+        "sources": ["csrc/cpu/philox.cpp"],
+        "obj_deps": {"csrc/cpu/philox.cpp": HEADERS},
+        "include_dirs": ["csrc/include"],
+        "cflags": [*(f for f in FLAGS if not f.startswith("-ffp-contract")), "-ffp-contract=off", *WARNINGS, "-fopenmp"],
+    },
+)
+
 setup(
-    libraries=[kernel_library(isa) for isa in ISAS],
+    libraries=[*(kernel_library(isa) for isa in ISAS), PHILOX],
     ext_modules=[
         Extension(
             "balanced_rep._C",
             ["csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/moments.cpp", "csrc/cpu/reduction.cpp"],
-            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp")],  # relinks when a library is rebuilt
+            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp"), "csrc/cpu/philox.cpp"],  # relinks when a library is rebuilt
             include_dirs=["csrc/include", pybind11.get_include()],
             extra_compile_args=[*FLAGS, *WARNINGS, "-fopenmp"],
             extra_link_args=["-fopenmp"],

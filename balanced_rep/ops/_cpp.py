@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["extension", "moments"]
+__all__ = ["extension", "moments", "philox_bits", "philox_normal"]
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -35,6 +35,23 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
     out = torch.empty((10, *x.shape[:n_kept]), dtype=torch.float64)
     x = x.resolve_neg()
     extension().moments(*_view(x, n_kept, n_pooled, pool), threshold, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def philox_bits(items: Tensor, seed: int, n: int) -> Tensor:
+    """int64 ``(b, n)``; see :func:`balanced_rep.ops.philox.philox_bits_reference`."""
+    return _philox(extension().philox_bits, items, seed, n, torch.int64)
+
+
+def philox_normal(items: Tensor, seed: int, n: int) -> Tensor:
+    """float32 ``(b, n)``; see :func:`balanced_rep.ops.philox.philox_normal_reference`."""
+    return _philox(extension().philox_normal, items, seed, n, torch.float32)
+
+
+def _philox(kernel: Any, items: Tensor, seed: int, n: int, dtype: torch.dtype) -> Tensor:
+    items = items.contiguous()
+    out = torch.empty((items.shape[0], n), dtype=dtype)
+    kernel(items.data_ptr(), items.shape[0], seed, n, out.data_ptr(), torch.get_num_threads())
     return out
 
 

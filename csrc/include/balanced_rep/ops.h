@@ -19,6 +19,10 @@ struct View {
 // out: float64 (kFields, *kept), contiguous.
 void moments(const View& view, double threshold, double* out, int n_threads);
 
+// Counter-based randomness, (n_items, n) contiguous: 32-bit words in int64, and standard normals.
+void philox_bits(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, int64_t* out, int n_threads);
+void philox_normal(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, float* out, int n_threads);
+
 // Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
 float read_test(const float* x, int64_t n, int n_threads);
 
