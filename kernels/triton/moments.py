@@ -1,8 +1,8 @@
 r"""moments in Triton: one kernel reduces tiles, a second one merges the tiles of a row in index order. No atomics.
 
 Letters: v pooled values of a row, n their number, m_k = sum (v - mean)^k. A *tile* is ROWS kept indices by OUTER * INNER
-reduced ones; it is held in registers and reduced twice. What a tile leaves behind has the form of the result, in
-float64, so that a row of a single tile is finished by the first kernel.
+reduced ones; it is held in registers and reduced twice. All float64 arithmetic on float32 input is in the second kernel,
+which has few numbers to deal with: every thread of a program would repeat it in the first one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from balanced_rep.kernels._strided import Strided, describe
 
 __all__ = ["moments"]
 
+_N_RAW = 12  # n, pivot, e, m2, m3, m4, l1, min, max, active, non-finite, u: see _tile_kernel
 _MERGED = 256  # tiles of a row that one program of the second kernel merges
 
 
@@ -52,18 +53,6 @@ def _power_of_two(magnitude):
 
 
 @triton.jit
-def _settled(n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite):
-    """What holds whatever the rounding: constant values have zero moments, non-finite ones have none."""
-    bad = n_nonfinite > 0
-    constant = (low == high) & (n > 0) & (n_nonfinite == 0)
-    mean = tl.where(constant, low, mean)
-    m2 = tl.where(bad, float("nan"), tl.where(constant, 0.0, tl.maximum(m2, 0.0)))
-    m3 = tl.where(bad, float("nan"), tl.where(constant, 0.0, m3))
-    m4 = tl.where(bad, float("nan"), tl.where(constant, 0.0, tl.maximum(m4, 0.0)))
-    return n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite
-
-
-@triton.jit
 def _merge(
     n_a, mean_a, m2_a, m3_a, m4_a, l1_a, low_a, high_a, active_a, bad_a,
     n_b, mean_b, m2_b, m3_b, m4_b, l1_b, low_b, high_b, active_b, bad_b,
@@ -87,23 +76,7 @@ def _merge(
     mean = tl.where(bad > 0, (n_a * mean_a + n_b * mean_b) / some, mean_a + d * q)  # inf and NaN as a plain sum has them
     low = tl.minimum(low_a, low_b, propagate_nan=tl.PropagateNan.ALL)
     high = tl.maximum(high_a, high_b, propagate_nan=tl.PropagateNan.ALL)
-    return _settled(n, mean, m2, m3, m4, l1_a + l1_b, low, high, active_a + active_b, bad)
-
-
-@triton.jit
-def _store(
-    out_ptr, field_stride, live, n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite
-):
-    tl.store(out_ptr, n, mask=live)
-    tl.store(out_ptr + field_stride, mean, mask=live)
-    tl.store(out_ptr + 2 * field_stride, m2, mask=live)
-    tl.store(out_ptr + 3 * field_stride, m3, mask=live)
-    tl.store(out_ptr + 4 * field_stride, m4, mask=live)
-    tl.store(out_ptr + 5 * field_stride, l1, mask=live)
-    tl.store(out_ptr + 6 * field_stride, low, mask=live)
-    tl.store(out_ptr + 7 * field_stride, high, mask=live)
-    tl.store(out_ptr + 8 * field_stride, n_active, mask=live)
-    tl.store(out_ptr + 9 * field_stride, n_nonfinite, mask=live)
+    return n, mean, m2, m3, m4, l1_a + l1_b, low, high, active_a + active_b, bad
 
 
 @triton.jit
@@ -138,7 +111,7 @@ def _larger(a, b):
 @triton.jit
 def _tile_kernel(
     x_ptr,  # (kept2, kept1, kept0, red2, red1, red0, pool1, pool0), all strides given
-    out_ptr,  # (N_FIELDS, n_kept, n_tiles) float64, contiguous
+    out_ptr,  # (_N_RAW, n_kept, n_tiles) float32, or float64 if WIDE; contiguous
     threshold_bits,  # a float64, as int64 bits
     n_kept0, n_kept1, n_red0, n_red1, n_pool0, n_pool1,
     tiles_kept, tiles_red0, tiles_red1, n_tiles, field_stride,
@@ -154,9 +127,9 @@ def _tile_kernel(
 
     First reduction: sum, min, max, counts. Then a power of two u <= absmax scales the deviations d = (v - pivot) / u
     from the rounded mean exactly, so that d^4 neither overflows nor underflows, and the second reduction takes sum |v|/u
-    and sum d^k. Sums are in float32 unless WIDE; the correction for the rounding of the pivot, with e = sum d / n,
-    m2 = sum d^2 - n e^2, m3 = sum d^3 - 3 e sum d^2 + 2 n e^3, m4 = sum d^4 - 4 e sum d^3 + 6 e^2 sum d^2 - 3 n e^4,
-    is in float64.
+    and sum d^k. With e = sum d / n, which is what the pivot lacks of being the mean, m2 = sum d^2 - n e^2,
+    m3 = sum d^3 - 3 e sum d^2 + 2 n e^3, m4 = sum d^4 - 4 e sum d^3 + 6 e^2 sum d^2 - 3 n e^4, in units of u^k.
+    All in float32 unless WIDE.
     """
     ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
     program = tl.program_id(0).to(tl.int64)
@@ -198,49 +171,37 @@ def _tile_kernel(
     dd = d * d
     l1, d1, d2, d3, d4 = tl.reduce((tl.abs(v * scale[:, None]), d, dd, dd * d, dd * dd), 1, _add_powers)
 
-    n = tl.zeros_like(low).to(tl.float64) + n.to(tl.float64)
-    unit, l1, low, high = unit.to(tl.float64), l1.to(tl.float64), low.to(tl.float64), high.to(tl.float64)
-    d1, d2, d3, d4 = d1.to(tl.float64), d2.to(tl.float64), d3.to(tl.float64), d4.to(tl.float64)
-    n_active, n_nonfinite = (counts & 65535).to(tl.float64), (counts >> 16).to(tl.float64)
-    e = d1 / n
-    mean = tl.where(n_nonfinite > 0, total.to(tl.float64) / n, pivot.to(tl.float64) + e * unit)
-    m2 = (d2 - n * e * e) * unit * unit
-    m3 = (d3 - 3 * e * d2 + 2 * n * e * e * e) * unit * unit * unit
-    m4 = (d4 - 4 * e * d3 + 6 * e * e * d2 - 3 * n * e * e * e * e) * (unit * unit) * (unit * unit)
-    lost = l1 != l1
-    low, high = tl.where(lost, float("nan"), low), tl.where(lost, float("nan"), high)
-    n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite = _settled(
-        n, mean, m2, m3, m4, l1 * unit, low, high, n_active, n_nonfinite
-    )
-    _store(
-        out_ptr + (kept * n_kept0 + kept0) * n_tiles + tile,
-        field_stride, kept0 < n_kept0, n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite,
-    )  # fmt: skip
+    n_nonfinite = counts >> 16
+    bad, lost = n_nonfinite > 0, l1 != l1
+    e = tl.where(bad, 0.0, d1 / n)
+    ne2 = n * e * e
+    out_ptr += (kept * n_kept0 + kept0) * n_tiles + tile
+    live_row = kept0 < n_kept0
+    tl.store(out_ptr, tl.zeros_like(low) + n, mask=live_row)
+    tl.store(out_ptr + field_stride, tl.where(bad, total / n, pivot), mask=live_row)  # inf, NaN as a plain sum has them
+    tl.store(out_ptr + 2 * field_stride, e, mask=live_row)
+    tl.store(out_ptr + 3 * field_stride, d2 - ne2, mask=live_row)
+    tl.store(out_ptr + 4 * field_stride, d3 - 3 * e * d2 + 2 * ne2 * e, mask=live_row)
+    tl.store(out_ptr + 5 * field_stride, d4 - 4 * e * d3 + 6 * e * e * d2 - 3 * ne2 * e * e, mask=live_row)
+    tl.store(out_ptr + 6 * field_stride, l1, mask=live_row)
+    tl.store(out_ptr + 7 * field_stride, tl.where(lost, l1, low), mask=live_row)
+    tl.store(out_ptr + 8 * field_stride, tl.where(lost, l1, high), mask=live_row)
+    tl.store(out_ptr + 9 * field_stride, (counts & 65535).to(ACC), mask=live_row)
+    tl.store(out_ptr + 10 * field_stride, n_nonfinite.to(ACC), mask=live_row)
+    tl.store(out_ptr + 11 * field_stride, unit, mask=live_row)
 
 
 @triton.jit
-def _load(parts_ptr, field_stride, live):
-    """The ten fields of a block of parts; dead lanes hold the neutral element."""
-    return (
-        tl.load(parts_ptr, mask=live, other=0.0),
-        tl.load(parts_ptr + field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 2 * field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 3 * field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 4 * field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 5 * field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 6 * field_stride, mask=live, other=float("inf")),
-        tl.load(parts_ptr + 7 * field_stride, mask=live, other=float("-inf")),
-        tl.load(parts_ptr + 8 * field_stride, mask=live, other=0.0),
-        tl.load(parts_ptr + 9 * field_stride, mask=live, other=0.0),
-    )
+def _field(parts_ptr, field_stride, live, other):
+    return tl.load(parts_ptr + field_stride, mask=live, other=other).to(tl.float64)
 
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr,  # (N_FIELDS, n_rows, n_parts) float64, contiguous
+    parts_ptr,  # (_N_RAW, n_rows, n_parts) as _tile_kernel leaves it if RAW, else (N_FIELDS, n_rows, n_parts); contiguous
     out_ptr,  # (N_FIELDS, n_rows, n_groups) float64, contiguous
     n_rows, n_parts, n_groups,
-    ROWS: tl.constexpr, PARTS: tl.constexpr,
+    RAW: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Merges PARTS neighbouring parts of a row into one, in float64, in the fixed order of the reduction tree."""
     program = tl.program_id(0).to(tl.int64)
@@ -248,13 +209,48 @@ def _merge_kernel(
     row = program // n_groups * ROWS + tl.arange(0, ROWS)
     part = group * PARTS + tl.arange(0, PARTS)
     live = (row < n_rows)[:, None] & (part < n_parts)[None, :]
-    fields = _load(parts_ptr + row[:, None] * n_parts + part[None, :], tl.cast(n_rows, tl.int64) * n_parts, live)
-    n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite = tl.reduce(fields, 1, _merge)
-    _store(
-        out_ptr + row * n_groups + group,
-        tl.cast(n_rows, tl.int64) * n_groups,
-        row < n_rows, n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite,
-    )  # fmt: skip
+    parts_ptr += row[:, None] * n_parts + part[None, :]
+    stride = tl.cast(n_rows, tl.int64) * n_parts
+    inf = float("inf")
+    n = _field(parts_ptr, 0, live, 0.0)
+    mean = _field(parts_ptr, stride, live, 0.0)
+    if RAW:
+        unit = _field(parts_ptr, 11 * stride, live, 1.0)
+        square = unit * unit
+        mean += _field(parts_ptr, 2 * stride, live, 0.0) * unit
+        m2 = _field(parts_ptr, 3 * stride, live, 0.0) * square
+        m3 = _field(parts_ptr, 4 * stride, live, 0.0) * square * unit
+        m4 = _field(parts_ptr, 5 * stride, live, 0.0) * square * square
+        l1 = _field(parts_ptr, 6 * stride, live, 0.0) * unit
+        parts_ptr += stride
+    else:
+        m2 = _field(parts_ptr, 2 * stride, live, 0.0)
+        m3 = _field(parts_ptr, 3 * stride, live, 0.0)
+        m4 = _field(parts_ptr, 4 * stride, live, 0.0)
+        l1 = _field(parts_ptr, 5 * stride, live, 0.0)
+    low = _field(parts_ptr, 6 * stride, live, inf)
+    high = _field(parts_ptr, 7 * stride, live, -inf)
+    n_active = _field(parts_ptr, 8 * stride, live, 0.0)
+    n_nonfinite = _field(parts_ptr, 9 * stride, live, 0.0)
+    n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite = tl.reduce(
+        (n, mean, m2, m3, m4, l1, low, high, n_active, n_nonfinite), 1, _merge
+    )
+    bad = n_nonfinite > 0
+    constant = low == high  # not so if they are NaN
+    out_ptr += row * n_groups + group
+    stride = tl.cast(n_rows, tl.int64) * n_groups
+    live_row = row < n_rows
+    nan = float("nan")
+    tl.store(out_ptr, n, mask=live_row)
+    tl.store(out_ptr + stride, tl.where(constant & ~bad, low, mean), mask=live_row)
+    tl.store(out_ptr + 2 * stride, tl.where(bad, nan, tl.where(constant, 0.0, tl.maximum(m2, 0.0))), mask=live_row)
+    tl.store(out_ptr + 3 * stride, tl.where(bad, nan, tl.where(constant, 0.0, m3)), mask=live_row)
+    tl.store(out_ptr + 4 * stride, tl.where(bad, nan, tl.where(constant, 0.0, tl.maximum(m4, 0.0))), mask=live_row)
+    tl.store(out_ptr + 5 * stride, l1, mask=live_row)
+    tl.store(out_ptr + 6 * stride, low, mask=live_row)
+    tl.store(out_ptr + 7 * stride, high, mask=live_row)
+    tl.store(out_ptr + 8 * stride, n_active, mask=live_row)
+    tl.store(out_ptr + 9 * stride, n_nonfinite, mask=live_row)
 
 
 class Tile(NamedTuple):
@@ -322,7 +318,7 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
     tiles_kept = triton.cdiv(kept[0].size, tile.rows)
     tiles_red = triton.cdiv(reduced[0].size, tile.inner), triton.cdiv(reduced[1].size, tile.outer)
     n_rows, n_tiles = math.prod(x.shape[:n_kept]), tiles_red[0] * tiles_red[1] * reduced[2].size
-    parts = torch.empty((N_FIELDS, n_rows, n_tiles), dtype=torch.float64, device=x.device)
+    parts = torch.empty((_N_RAW, n_rows, n_tiles), dtype=accumulate, device=x.device)
     with torch.cuda.device_of(x):
         _tile_kernel[(tiles_kept * kept[1].size * kept[2].size * n_tiles,)](
             x, parts, int(np.float64(exact_threshold(threshold, accumulate)).view(np.int64)),
@@ -335,20 +331,20 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
             num_warps=min(8, max(1, tile.rows * tile.inner * tile.outer * tile.window // 512)),
             enable_fp_fusion=True,
         )  # fmt: skip
+        parts = _merged(parts, raw=True)
         while parts.shape[2] > 1:
-            parts = merge(parts)
+            parts = _merged(parts, raw=False)
     return parts.reshape(shape)
 
 
-def merge(parts: Tensor) -> Tensor:
-    """Merges up to 256 neighbouring parts of every row: ``(10, n_rows, n_parts)`` -> ``(10, n_rows, n_groups)``."""
+def _merged(parts: Tensor, *, raw: bool) -> Tensor:
+    """Merges up to 256 neighbouring parts of every row: ``(fields, n_rows, n_parts)`` -> ``(10, n_rows, n_groups)``."""
     _, n_rows, n_parts = parts.shape
     block = min(triton.next_power_of_2(n_parts), _MERGED)
     rows = max(1, min(triton.next_power_of_2(n_rows), 128 // block))
     n_groups = triton.cdiv(n_parts, block)
     out = torch.empty((N_FIELDS, n_rows, n_groups), dtype=torch.float64, device=parts.device)
     _merge_kernel[(triton.cdiv(n_rows, rows) * n_groups,)](
-        parts, out, n_rows, n_parts, n_groups, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=True
+        parts, out, n_rows, n_parts, n_groups, RAW=raw, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=True
     )
     return out
-
