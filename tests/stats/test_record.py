@@ -130,8 +130,10 @@ def test_tokens_and_features(shape: tuple[int, ...], dim: Any, pooled_dim: int |
 def test_per_unit_merges_batches_exactly(shape: tuple[int, ...], pool: str | None, units: int, dims: tuple[int, ...]):
     model, x = nn.Sequential(nn.Identity()), torch.randn(shape, dtype=torch.float64)
     with record(model, "0", per="unit", pool=pool) as recording:
-        for batch in x.split([1, 3, 2]):
+        for seen, batch in zip((1, 4, 6), x.split([1, 3, 2]), strict=True):
             model(batch)
+            so_far = representation_stats(x[:seen], dim=dims, pool=pool)
+            assert torch.equal(recording["0"].n, so_far.n)  # readable in between
     got, want = recording["0"], representation_stats(x, dim=dims, pool=pool)
     assert got.shape == (units,)
     torch.testing.assert_close(got.state, want.state, rtol=1e-11, atol=1e-11)
