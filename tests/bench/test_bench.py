@@ -1,0 +1,136 @@
+"""The benchmarks run on tiny arrays and their figures are what they say; nothing is timed here."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from balanced_rep.ops._registry import missing
+
+needs_extension = pytest.mark.skipif(missing("balanced_rep._C") is not None, reason="balanced_rep._C is not built")
+
+
+@pytest.fixture
+def common(bench_path):
+    return importlib.import_module("_common")
+
+
+@pytest.fixture
+def report(bench_path):
+    return importlib.import_module("report")
+
+
+class Clock:
+    """Stands in for both clocks: time passes only when a candidate says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    process_time = perf_counter
+
+    def candidate(self, seconds, calls, name):
+        def call():
+            self.now += seconds
+            calls.append(name)
+
+        return call
+
+
+def test_interleave_goes_round_and_shares_the_budget(common, monkeypatch):
+    clock, calls = Clock(), []
+    monkeypatch.setattr(common, "time", clock)
+    candidates = {name: clock.candidate(s, calls, name) for name, s in {"fast": 0.001, "slow": 0.1}.items()}
+    timings = common.interleave(candidates, budget=1.0, min_turns=3, max_turns=40)
+    assert timings["fast"].median == pytest.approx(0.001)
+    assert timings["slow"].median == pytest.approx(0.1)
+    assert len(timings["fast"].wall) == 40
+    assert len(timings["slow"].wall) == 5  # half of the budget
+    at = [i for i, name in enumerate(calls) if name == "slow"][2:]
+    assert max(b - a for a, b in itertools.pairwise(at)) < 25, "the slow one comes in one lump"
+    assert timings["slow"].ratios(timings["fast"])["paired"] == pytest.approx(100)
+
+
+def test_interleave_repeats_calls_that_are_short(common, monkeypatch):
+    clock, calls = Clock(), []
+    monkeypatch.setattr(common, "time", clock)
+    timings = common.interleave({"call": clock.candidate(1e-6, calls, "call")}, budget=1.0, max_turns=3)
+    assert timings["call"].median == pytest.approx(1e-6)
+    assert len(calls) > 3 * common.SAMPLE_S / 1e-6
+
+
+def test_threads_are_restored(common):
+    before = torch.get_num_threads()
+    with common.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_csv_names_the_machine_on_every_row(common, report, tmp_path):
+    common.write_csv(tmp_path / "x.csv", [{"a": 1}, {"b": 2}])
+    rows = report.read(tmp_path / "x.csv")
+    assert [(row["a"], row["b"]) for row in rows] == [("1", ""), ("", "2")]
+    assert all(row["torch"] == torch.__version__ and row["cpu"] and row["commit"] for row in rows)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_peers_compute_the_same(bench_path, dim):
+    peers, bench = importlib.import_module("_peers"), importlib.import_module("bench_moments")
+    x = torch.randn(40, 50, generator=torch.Generator().manual_seed(0)) + 0.5
+    want = bench.nine(x, dim)
+    for fn in (peers.eager, peers.tuned):
+        for name, a, b in zip(peers.MEASURES, fn(x, dim), want, strict=True):
+            torch.testing.assert_close(
+                a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=f"{fn.__name__}, {name}": f"{n}: {m}"
+            )
+    for name, a, b in zip(peers.MEASURES, peers.numpy_measures(x.numpy(), dim), want, strict=True):
+        if name != "std":  # numpy's has correction 0
+            torch.testing.assert_close(torch.as_tensor(a).float(), b, rtol=1e-4, atol=1e-5)
+    described = peers.scipy_describe(x.numpy(), dim)
+    torch.testing.assert_close(torch.from_numpy(described.kurtosis + 3).float(), want[5], rtol=1e-4, atol=1e-5)
+
+
+@needs_extension
+def test_moments_bench_runs(bench_path, report, tmp_path, capsys):
+    bench = importlib.import_module("bench_moments")
+    out = tmp_path / "moments.csv"
+    assert bench.main(["--tiny", "--no-compile", "--budget", "0.01", "--threads", "1", "--out", str(out)]) == 0
+    rows = report.read(out)
+    assert {row["section"] for row in rows} == {"statistics", "pooled", "call", "isa"}
+    assert {row["role"] for row in rows} == {"ours", "yardstick", "peer"}
+    assert "not measured" in capsys.readouterr().out  # torch.compile was left out, and the table says so
+    assert len(report.statistics_table(rows, "1").splitlines()) == 2 + 2 * 3 * 2
+
+
+@needs_extension
+def test_accuracy_bench_meets_its_bars(bench_path, report, tmp_path):
+    bench = importlib.import_module("bench_accuracy")
+    out = tmp_path / "accuracy.csv"
+    assert bench.main(["--every", "12", "--out", str(out)]) == 0
+    bars = report.accuracy_bars(report.read(out))
+    assert [bar.what for bar in bars] == [f"error of the {m}" for m in ("mean", "std", "skewness", "kurtosis")]
+    assert all(bar.met for bar in bars), report.bars_table(bars)
+
+
+def test_bars_say_no(report):
+    cell = {"section": "statistics", "layout": "rows", "dtype": "float32", "shape": "64x81920", "threads": "1"}
+    rows = [{**cell, "candidate": "torch.std", "ratio": ratio} for ratio in ("25", "19.9")]
+    bar = next(bar for bar in report.moments_bars(rows) if "torch.std" in bar.what)
+    assert bar.met is False
+    assert bar.figures["1"].startswith("19.9x")
+    assert next(b for b in report.moments_bars(rows[:1]) if "torch.std" in b.what).met is True
+
+
+def test_pytest_collects_the_benchmarks(bench_path):
+    command = [sys.executable, "-m", "pytest", str(bench_path), "--collect-only", "-q", "--benchmark-only"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bench_path.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "bench_moments.py::test_statistics" in run.stdout
+    assert "bench_ops.py::test_op[moments-cpp-float32]" in run.stdout
