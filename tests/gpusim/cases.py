@@ -92,14 +92,15 @@ class CudaKernel:
     host: bool = True
 
     def compile(self, arch: str) -> CudaModule:
-        """Compile this kernel together with the others of its file that are in the list."""
+        """Compile this kernel together with the others of its file that are in the list and not refused there."""
         from .kernels import CUDA_KERNELS
 
+        number = int(arch.split("_")[1])
         siblings = sorted(
             {
                 kernel.expression
                 for kernel in CUDA_KERNELS
-                if (kernel.source, kernel.defines) == (self.source, self.defines)
+                if (kernel.source, kernel.defines) == (self.source, self.defines) and number not in kernel.refused
             }
         )
         return compile_cuda(self.source, siblings, arch, defines=self.defines, include_dirs=self.include_dirs)
@@ -120,6 +121,7 @@ class TritonKernel:
         sizes: Integer parameters that Triton's JIT specialises on, when a value is divisible by 16.
         num_warps: Warps per program.
         num_stages: Depth of software pipelines.
+        fp_fusion: Whether a multiplication and an addition may be contracted to one rounding.
         refused: Target to the reason why ``supports`` refuses it there.
     """
 
@@ -133,6 +135,7 @@ class TritonKernel:
     sizes: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 3
+    fp_fusion: bool = True
     refused: Mapping[int | str, str] = field(default_factory=dict)
 
     def request(self, target: int | str = 80, *, divisible: bool, constants: Mapping | None = None) -> TritonRequest:
@@ -145,4 +148,5 @@ class TritonKernel:
             target=target,
             num_warps=self.num_warps,
             num_stages=self.num_stages,
+            fp_fusion=self.fp_fusion,
         )

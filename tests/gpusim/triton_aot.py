@@ -43,6 +43,7 @@ class TritonRequest:
         target: ``80`` and so on for sm_80, or ``"gfx942"``.
         num_warps: Warps per program.
         num_stages: Depth of software pipelines.
+        fp_fusion: Whether a multiplication and an addition may be contracted to one rounding.
     """
 
     module: str
@@ -53,6 +54,7 @@ class TritonRequest:
     target: int | str = 80
     num_warps: int = 4
     num_stages: int = 3
+    fp_fusion: bool = True
 
     @property
     def key(self) -> str:
@@ -136,7 +138,11 @@ def _compile_one(request: dict) -> None:
     )
     hip = isinstance(request["target"], str)
     target = GPUTarget("hip", request["target"], 64) if hip else GPUTarget("cuda", request["target"], 32)
-    options = {"num_warps": request["num_warps"], "num_stages": request["num_stages"], "enable_fp_fusion": True}
+    options = {
+        "num_warps": request["num_warps"],
+        "num_stages": request["num_stages"],
+        "enable_fp_fusion": request["fp_fusion"],
+    }
     compiled = triton.compile(source, target=target, options=options)
     folder = Path(request["folder"])
     folder.mkdir(parents=True, exist_ok=True)
