@@ -39,8 +39,9 @@ class Inputs:
         return tuple(pytree.tree_unflatten(filled, self.spec))
 
     def plain(self) -> tuple[Any, ...]:
-        """Arguments of ``f`` without tangents."""
-        return tuple(pytree.tree_unflatten(list(self.leaves), self.spec))
+        """Arguments of ``f`` without tangents; those that would have some are copies, which ``f`` may write into."""
+        filled = [x if t is None else x.detach().clone() for x, t in zip(self.leaves, self.tangents, strict=True)]
+        return tuple(pytree.tree_unflatten(filled, self.spec))
 
 
 def read_inputs(primals: Any, tangents: Any) -> Inputs:

@@ -180,7 +180,7 @@ def one_pass(
 def _no_tangents(f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], session: Session) -> tuple[Any, Any]:
     """K = 0: the output, and empty tangents."""
     session.n_slots = 1
-    result = run(f, inputs.stacked(slice(0, 0)), kwargs, session)
+    result = run(f, inputs.plain(), kwargs, session)
     value, t, tensors, _ = split_output(result, 0)
     if not tensors:
         raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual
+from balanced_rep.autodiff._properties import REFUSED
 
 __all__ = ["PRODUCTS", "RULES", "Kind", "Rule", "forms", "function_name", "lookup", "register_rule", "rule"]
 
@@ -88,7 +89,7 @@ def lookup(func: Any) -> Rule | None:
     """The rule of a function, or of the function that an in-place method is the in-place form of."""
     if (found := RULES.get(func)) is not None:
         return found
-    if (name := function_name(func)).endswith("_") and not name.startswith("__"):
+    if (name := function_name(func)).endswith("_") and not name.startswith("__") and name not in REFUSED:
         return _BY_NAME.get(_ALIASES.get(name[:-1], name[:-1])) if func in _torch_inplace() else None
     packet = getattr(func, "overloadpacket", None)
     return None if packet is None else RULES.get(packet)

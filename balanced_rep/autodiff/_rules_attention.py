@@ -42,9 +42,9 @@ def _attention(
     for group, rows in _tiles(n_slots - 1, *out.shape[1:3], k0.shape[-2], out.device):
         pick = (group, rows)
         m = None if mask is None else _tile(mask, shape, *pick)
-        mt = None if mask_t is None else _tile(mask_t, shape, *pick)
+        mt = None if mask_t is None else _tile(mask_t, shape, *pick, extra=1)
         tile = _tangents(
-            _cut(q0, *pick), None if qt is None else qt[:, group, rows], k0[group], None if kt is None else kt[:, group],
+            q0[pick], None if qt is None else qt[:, group, rows], k0[group], None if kt is None else kt[:, group],
             v0[group], None if vt is None else vt[:, group], m, mt, factor,
         )  # fmt: skip
         out[0, group, rows], out[1:, group, rows] = tile
@@ -84,16 +84,14 @@ def _mask(
     return m, t
 
 
-def _tile(mask: Tensor, shape: torch.Size, group: slice, rows: slice) -> Tensor:
-    """The part of a mask that belongs to a tile; broadcast dims stay as they are where nothing forces them apart."""
+def _tile(mask: Tensor, shape: torch.Size, group: slice, rows: slice, extra: int = 0) -> Tensor:
+    """The part of a mask that belongs to a tile: broadcast dims stay as they are, ``extra`` slots stay in front."""
     rows = rows if mask.shape[-2] != 1 else slice(None)
-    lead = mask.shape[:-2]
-    if all(n == 1 for n in lead):
-        return mask.reshape(mask.shape[-2:])[rows]
-    extra = lead[: len(lead) - len(shape)]  # slots of the tangents of a mask
-    own = mask.shape[len(extra) : -2]
-    full = mask.reshape(*extra, *[1] * (len(shape) - len(own)), *own, *mask.shape[-2:])
-    full = full.expand(*extra, *shape, *mask.shape[-2:]).reshape(*extra, -1, *mask.shape[-2:])
+    front, own = mask.shape[:extra], mask.shape[extra:-2]
+    if all(n == 1 for n in own):
+        return mask.reshape(*front, *[1] * extra, *mask.shape[-2:])[..., rows, :]
+    full = mask.reshape(*front, *[1] * (len(shape) - len(own)), *own, *mask.shape[-2:])
+    full = full.expand(*front, *shape, *mask.shape[-2:]).reshape(*front, -1, *mask.shape[-2:])
     return full[..., group, rows, :]
 
 
@@ -108,10 +106,6 @@ def _tiles(k: int, groups: int, rows: int, columns: int, device: torch.device) -
         for g in range(0, groups, together)
         for r in range(0, rows, at_once)
     ]
-
-
-def _cut(x: Tensor, group: slice, rows: slice) -> Tensor:
-    return x[group, rows]
 
 
 def _tangents(

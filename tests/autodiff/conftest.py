@@ -53,7 +53,9 @@ def assert_agrees(
         for i, (a, b) in enumerate(zip(pytree.tree_leaves(g), pytree.tree_leaves(w), strict=True)):
             assert type(a) is Tensor
             assert a.dtype == b.dtype, f"{name} {i}: {a.dtype} is not {b.dtype}"
-            torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name, j=i: f"{n} {j}: {m}")
+            torch.testing.assert_close(
+                a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name, j=i: f"{n} {j}: {m}"
+            )
     for p, q in zip(primals, before, strict=True):
         assert not isinstance(p, Tensor) or torch.equal(p, q), "br.jvp changed its input"
 

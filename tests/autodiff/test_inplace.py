@@ -1,0 +1,151 @@
+"""Writing: in-place functions, views that share memory, out=, item assignment, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from balanced_rep.autodiff import UnsupportedError, jvp
+
+
+def _then(*steps: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    def f(x: Tensor) -> Tensor:
+        y = x * 1.5
+        for step in steps:
+            step(y)
+        return y * x
+
+    return f
+
+
+W = torch.linspace(-1, 1, 6, dtype=torch.float64)
+HALF = torch.arange(6) % 2 == 0
+
+CASES = {
+    "add_": _then(lambda y: y.add_(y * 2)),
+    "add_ plain": _then(lambda y: y.add_(W, alpha=2)),
+    "iadd": _then(lambda y: y.__iadd__(1)),
+    "imul": _then(lambda y: y.__imul__(W)),
+    "sub_ div_": _then(lambda y: y.sub_(1), lambda y: y.div_(y * y + 1)),
+    "pow_": _then(lambda y: y.pow_(2)),
+    "relu_": _then(lambda y: y.relu_()),
+    "F.relu": _then(lambda y: F.relu(y, inplace=True)),
+    "F.silu": _then(lambda y: F.silu(y, inplace=True)),
+    "torch.relu_": _then(torch.relu_),
+    "clamp_ neg_": _then(lambda y: y.clamp_(-1, 1), lambda y: y.neg_()),
+    "sigmoid_ exp_": _then(lambda y: y.sigmoid_(), lambda y: y.exp_()),
+    "copy_": _then(lambda y: y.copy_(y.flip(0))),
+    "copy_ plain": _then(lambda y: y[:2].copy_(W)),
+    "copy_ broadcast": _then(lambda y: y.copy_(y[0] * 2)),
+    "zero_": _then(lambda y: y[1:].zero_()),
+    "fill_": _then(lambda y: y[:, 0].fill_(3)),
+    "fill_ dual": _then(lambda y: y[:, 0].fill_(y[0, 1])),
+    "masked_fill_": _then(lambda y: y.masked_fill_(HALF, 0.5)),
+    "view then write": _then(lambda y: y[:, 1:3].mul_(2), lambda y: y.view(-1)[3:7].add_(1)),
+    "transposed view": _then(lambda y: y.T.mul_(y[:, :3].sum())),
+    "chunk view": _then(lambda y: y.chunk(2, -1)[0].mul_(3)),
+    "unbind view": _then(lambda y: y.unbind(0)[1].exp_()),
+    "narrow view": _then(lambda y: y.narrow(1, 0, 2).copy_(y[:, 2:4].clone())),
+    "setitem": _then(lambda y: y.__setitem__((slice(None), 0), 2.0)),
+    "setitem dual": _then(lambda y: y.__setitem__((slice(None), slice(0, 2)), y[:, 3:5] * 2)),
+    "setitem broadcast": _then(lambda y: y.__setitem__(slice(1, 3), y[0] * 2)),
+    "setitem mask": _then(lambda y: y.__setitem__(y > 0, 1.0)),
+    "setitem mask dual": _then(lambda y: y.__setitem__((slice(None), HALF), y[:, ~HALF] * 2)),
+    "setitem index": _then(lambda y: y.__setitem__(torch.tensor([2, 0]), y[:2] * 3)),
+    "setitem plain tensor": _then(lambda y: y.__setitem__(1, W)),
+    "setitem leading one": _then(lambda y: y.__setitem__(1, (y[2] * 2)[None])),
+    "augmented item": _then(lambda y: y.__setitem__(0, y[0].__iadd__(y[1]))),
+    "addcmul_": _then(lambda y: y.addcmul_(y, W, value=0.5)),
+    "clone does not share": lambda x: (lambda y: (y.clone().mul_(3) + y, y)[0])(x * 2),
+    "reshape that copies": lambda x: (lambda y: (y.T.reshape(-1).mul_(3), y)[1])(x * 2),
+    "input itself": lambda x: x.mul_(2) * x,
+    "no rule, in place": _then(lambda y: y.lgamma_()),
+    "hypot_": _then(lambda y: y.hypot_(W)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_place(name: str, agrees: Callable, draw: Callable):
+    agrees(CASES[name], draw(3, 6), strict=name not in ("no rule, in place", "hypot_"))
+
+
+def _filled(x: Tensor) -> Tensor:
+    y = torch.zeros(3, 8, dtype=x.dtype)
+    y[:, :6] = x
+    y[:, 6:] = 1
+    return y * y
+
+
+def _added(x: Tensor) -> Tensor:
+    y = x.new_ones(3, 6)
+    y.add_(x).mul_(x)
+    return y
+
+
+def _copied(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    y.copy_(x)
+    return y.sin_()
+
+
+def _out(x: Tensor) -> Tensor:
+    y = torch.empty(3, 6, dtype=x.dtype)
+    torch.mul(x, x, out=y)
+    return torch.add(y, 1, out=y)
+
+
+@pytest.mark.parametrize("f", [_filled, _added, _copied], ids=lambda f: f.__name__)
+def test_new_buffers_take_tangents(f: Callable, agrees: Callable, draw: Callable):
+    agrees(f, draw(3, 6))
+
+
+def test_out(draw: Callable):
+    x, t = draw(3, 6), draw(2, 3, 6)
+    y, jv = jvp(_out, x, t)
+    torch.testing.assert_close(y, x * x + 1)
+    torch.testing.assert_close(jv, 2 * x * t)
+
+
+def test_buffers_of_others_are_refused(draw: Callable):
+    x, mine = draw(3, 6), torch.zeros(3, 6, dtype=torch.float64)
+    with pytest.raises(UnsupportedError, match=r"copy_ writes a value with tangents into a tensor of shape \(3, 6\)"):
+        jvp(lambda x: mine.copy_(x), x, x[None])
+    with pytest.raises(UnsupportedError, match="item assignment writes"):
+        jvp(lambda x: mine.__setitem__(0, x[0]), x, x[None])
+
+    def through_a_view(x: Tensor) -> Tensor:
+        y = torch.zeros(3, 6, dtype=x.dtype)
+        y[0].copy_(x[0])
+        return y
+
+    with pytest.raises(UnsupportedError, match="is a view"):
+        jvp(through_a_view, x, x[None])
+
+    def seen_by_a_view(x: Tensor) -> Tensor:
+        y = torch.zeros(3, 6, dtype=x.dtype)
+        row = y[0]
+        y.copy_(x)
+        return row
+
+    with pytest.raises(UnsupportedError, match="copy_"):
+        jvp(seen_by_a_view, x, x[None])
+    with pytest.raises(UnsupportedError, match="int64"):
+        jvp(lambda x: torch.zeros(3, 6, dtype=torch.long).copy_(x), x, x[None])
+    assert type(mine) is Tensor
+    assert not mine.any()
+
+
+@pytest.mark.parametrize("name", ["squeeze_", "t_", "unsqueeze_", "detach_", "resize_", "as_strided"])
+def test_changes_of_shape_in_place_are_refused(name: str, draw: Callable):
+    args = {"unsqueeze_": (0,), "resize_": (3,), "as_strided": ((3,), (1,))}.get(name, ())
+    with pytest.raises(UnsupportedError, match=name):
+        jvp(lambda x: getattr(x, name)(*args), draw(3, 6), draw(1, 3, 6))
+
+
+def test_in_place_that_does_not_fit(draw: Callable):
+    with pytest.raises(RuntimeError, match=r"\(3, 6\)"):
+        jvp(lambda x: x[0].mul_(x), draw(3, 6), draw(1, 3, 6))
