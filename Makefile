@@ -12,6 +12,7 @@ PYTEST := $(PY) -m pytest
 
 # Two busy OpenMP runtimes that spin made a 0.1 s forward pass take 13 s.
 export OMP_WAIT_POLICY ?= PASSIVE
+export PYTHONUNBUFFERED ?= 1
 
 # A compiler named by the caller is the one that builds the extension.
 ifneq ($(origin CXX),default)
