@@ -13,7 +13,7 @@ from pathlib import Path
 from .cases import CudaKernel, TritonKernel
 from .samples.entries import CUDA_SAMPLES, TRITON_SAMPLES
 
-__all__ = ["CUDA_KERNELS", "PACKAGE_CUDA", "PACKAGE_TRITON", "TRITON_KERNELS"]
+__all__ = ["CUDA_KERNELS", "GATED_TRITON", "PACKAGE_CUDA", "PACKAGE_TRITON", "TRITON_KERNELS"]
 
 PACKAGE_CUDA: list[CudaKernel] = []
 PACKAGE_TRITON: list[TritonKernel] = []
@@ -24,3 +24,7 @@ for _path in sorted(Path(__file__).parent.glob("entries_*.py")):
 
 CUDA_KERNELS = [*CUDA_SAMPLES, *PACKAGE_CUDA]
 TRITON_KERNELS = [*TRITON_SAMPLES, *PACKAGE_TRITON]
+
+# Compiling for every architecture takes a second each: of the samples only those that the gate itself is tested on.
+_GATE_SAMPLES = {"sample silu[fp32]", "sample matmul[fp16]"}
+GATED_TRITON = [*(kernel for kernel in TRITON_SAMPLES if kernel.name in _GATE_SAMPLES), *PACKAGE_TRITON]

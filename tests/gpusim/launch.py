@@ -87,4 +87,13 @@ class Launch:
 
     @property
     def buffers(self) -> list[Buffer]:
-        return [argument for argument in self.args if isinstance(argument, Buffer)]
+        """The distinct allocations in argument order; arguments that share an array are views of one allocation."""
+        found: dict[int, Buffer] = {}
+        for argument in self.args:
+            if isinstance(argument, Buffer):
+                found.setdefault(id(argument.array), argument)
+        return list(found.values())
+
+    def position(self, buffer: Buffer) -> int:
+        """Return which of :attr:`buffers` an argument lies in."""
+        return [id(other.array) for other in self.buffers].index(id(buffer.array))

@@ -13,20 +13,28 @@ from .launch import Buffer, Launch
 from .simt import Program, compile_program
 from .triton_aot import TritonModule, compile_triton
 
-__all__ = ["compile_all_triton", "run_cuda_ptx", "run_host", "run_interpreter", "run_triton_ptx"]
+__all__ = [
+    "SCRATCH_POINTERS",
+    "compile_all_triton",
+    "parsed",
+    "run_cuda_ptx",
+    "run_host",
+    "run_interpreter",
+    "run_triton_ptx",
+]
 
 SCRATCH_POINTERS = 2  # Triton appends pointers to global scratch and profile scratch, null where a kernel needs none
 
 
 @functools.cache
-def _parsed(text: str) -> dict[str, ptx.Kernel]:
+def parsed(text: str) -> dict[str, ptx.Kernel]:
     return ptx.parse(text)
 
 
 def run_cuda_ptx(kernel: CudaKernel, case: Case, options: ptx.Options = ptx.Options()) -> ptx.Result:  # noqa: B008
     """Run the PTX that NVRTC makes of a kernel."""
     module = kernel.compile("compute_80")
-    return ptx.run(_parsed(module.ptx)[module.names[kernel.expression]], case.launch, options=options)
+    return ptx.run(parsed(module.ptx)[module.names[kernel.expression]], case.launch, options=options)
 
 
 def host_program(kernel: CudaKernel, mode: str) -> Program:
@@ -67,7 +75,7 @@ def run_triton_ptx(kernel: TritonKernel, case: Case, options: ptx.Options = ptx.
     """Run the PTX that Triton makes of a kernel, in the specialisation that its JIT would pick for this case."""
     module = triton_module(kernel, case)
     launch = Launch(case.launch.grid, (32 * module.num_warps,), case.launch.args, module.shared_bytes)
-    return ptx.run(_parsed(module.ptx)[module.symbol], launch, options=options, extra_pointers=SCRATCH_POINTERS)
+    return ptx.run(parsed(module.ptx)[module.symbol], launch, options=options, extra_pointers=SCRATCH_POINTERS)
 
 
 def run_interpreter(kernel: TritonKernel, case: Case) -> list[np.ndarray]:

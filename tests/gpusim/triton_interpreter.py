@@ -104,7 +104,9 @@ def _tree_reduce(self, inputs) -> list:
     values = [tensor.handle.data for tensor in tensors]
     while (size := values[0].shape[axis]) > 1:  # a power of two, like every size in Triton
         halves = [np.split(value, 2, axis) for value in values]
-        left, right = ([self.to_tensor(half[i], kind) for half, kind in zip(halves, dtypes, strict=True)] for i in (0, 1))
+        left, right = (
+            [self.to_tensor(half[i], kind) for half, kind in zip(halves, dtypes, strict=True)] for i in (0, 1)
+        )
         combined = self.combine_fn.fn(*left, *right)
         combined = combined if isinstance(combined, tuple) else (combined,)
         values = [tensor.handle.data for tensor in combined]

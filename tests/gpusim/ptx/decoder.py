@@ -72,7 +72,7 @@ class Decoder:
         self.parameter_bytes = size
         shared, self.shared_bytes = _lay_out(list(kernel.shared.values()))
         local, self.local_bytes = _lay_out(list(kernel.local.values()))
-        self.symbols = {**shared, **local, **global_addresses}
+        self.symbols = {**self.parameter_offsets, **shared, **local, **global_addresses}
         self.local_names = set(local)
 
     def decode(self, instruction: Instruction) -> Run:

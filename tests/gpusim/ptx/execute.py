@@ -83,14 +83,16 @@ def run(
         The buffers afterwards, the issues and the counters. Call :meth:`Result.check` to fail on issues.
     """
     memory = DeviceMemory()
-    addresses, values = [], []
-    for argument in launch.args:
-        if isinstance(argument, Buffer):
-            array = np.ascontiguousarray(argument.array)
-            addresses.append(memory.allocate(array.nbytes, array if argument.initialised else None))
-            values.append(np.uint64(addresses[-1] + argument.offset_bytes))
-        else:
-            values.append(argument)
+    addresses = []
+    for buffer in launch.buffers:
+        array = np.ascontiguousarray(buffer.array)
+        addresses.append(memory.allocate(array.nbytes, array if buffer.initialised else None))
+    values = [
+        np.uint64(addresses[launch.position(argument)] + argument.offset_bytes)
+        if isinstance(argument, Buffer)
+        else argument
+        for argument in launch.args
+    ]
     values += [np.uint64(0)] * extra_pointers
     machine = Machine(kernel, memory, options)
     started = time.perf_counter()

@@ -80,8 +80,14 @@ def _pack(launch: Launch) -> bytes:
 
     header = [*three(launch.grid), *three(launch.block), launch.shared_bytes, len(launch.args)]
     parts = [struct.pack("<8I", *header)]
-    for argument in launch.args:
+    packed: dict[int, int] = {}  # allocations already in the file: buffer position to argument position
+    for index, argument in enumerate(launch.args):
+        if isinstance(argument, Buffer) and launch.position(argument) in packed:
+            first = packed[launch.position(argument)]
+            parts.append(struct.pack("<IIQ", 2, argument.offset_bytes, first))
+            continue
         if isinstance(argument, Buffer):
+            packed[launch.position(argument)] = index
             data = np.ascontiguousarray(argument.array).tobytes()
             parts.append(struct.pack("<IIQ", 1, argument.offset_bytes, len(data)))
         else:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ..cases import ARCHITECTURES, HIP_TARGET, CudaKernel, TritonKernel
 from ..toolchain import triton_tool
 from ..triton_aot import compile_triton
-from .occupancy import occupancy
+from .occupancy import LIMITS, occupancy
 
 __all__ = ["Facts", "measure_cuda", "measure_triton"]
 
@@ -67,7 +67,9 @@ def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -
         def count(*prefixes: str, contains: str = "", mix: Counter = mix) -> int:
             return sum(n for op, n in mix.items() if op.startswith(prefixes) and contains in op)
 
-        shared = int(match["shared"]) + dynamic
+        # from sm_90 on the assembler counts what every block reserves, which occupancy adds anyway
+        reserved = LIMITS[arch].reserved if arch >= 90 else 0
+        shared = int(match["shared"]) - reserved + dynamic
         facts[match["name"]] = {
             "registers": int(match["reg"]),
             "stack": int(match["stack"]),
@@ -92,7 +94,7 @@ def measure_cuda(kernels: list[CudaKernel], archs: tuple[int, ...] = ARCHITECTUR
         files.setdefault((kernel.source, kernel.defines), []).append(kernel)
 
     def one(job: tuple[list[CudaKernel], int]) -> Iterator[tuple[str, str, Facts]]:
-        group, arch = job
+        group, arch = [kernel for kernel in job[0] if job[1] not in kernel.refused], job[1]
         module = group[0].compile(f"sm_{arch}")
         symbols = {kernel.name: module.names[kernel.expression] for kernel in group}
         launches = {symbols[kernel.name]: (kernel.threads, kernel.shared_bytes) for kernel in group}
@@ -118,14 +120,14 @@ def measure_triton(kernels: list[TritonKernel], targets: tuple[int | str, ...] =
     table: Table = {name: {} for name, _, _ in jobs}
     for (name, _, target), module in zip(jobs, compile_triton([request for _, request, _ in jobs]), strict=True):
         if isinstance(target, str):
-            table[name][target] = _amd_facts(module.asm("amdgcn").decode())
+            table[name][target] = _amd_facts(module.asm("amdgcn").decode(), module.shared_bytes)
         else:
             launches = {module.symbol: (32 * module.num_warps, module.shared_bytes)}
             table[name][f"sm_{target}"] = cubin_facts(module.asm("cubin"), target, launches)[module.symbol]
     return table
 
 
-def _amd_facts(assembly: str) -> Facts:
+def _amd_facts(assembly: str, shared_bytes: int) -> Facts:
     def field(name: str) -> int:
         found = re.search(rf"\.{name}:\s*(\d+)", assembly)
         return int(found[1]) if found else 0
@@ -134,7 +136,7 @@ def _amd_facts(assembly: str) -> Facts:
         "registers": field("vgpr_count"),
         "stack": field("private_segment_fixed_size"),
         "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
-        "shared": field("group_segment_fixed_size"),
+        "shared": shared_bytes,
         "loads": len(re.findall(r"\b(?:global|buffer)_load", assembly)),
         "loads_128": len(re.findall(r"\b(?:global|buffer)_load_dwordx4", assembly)),
         "stores": len(re.findall(r"\b(?:global|buffer)_store", assembly)),

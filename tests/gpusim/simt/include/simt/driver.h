@@ -8,9 +8,10 @@
 namespace simt {
 
 // Little-endian file: grid 3 x u32, block 3 x u32, shared bytes u32, number of arguments u32, then per argument
-// kind u32 (0 scalar, 1 buffer), offset in bytes u32, size u64, bytes.
+// kind u32 (0 scalar, 1 buffer, 2 the buffer of the earlier argument number `size`), offset in bytes u32, size u64,
+// bytes.
 struct Argument {
-    bool is_buffer = false;
+    bool is_buffer = false, shares = false;
     uint32_t offset = 0;
     uint64_t size = 0;
     unsigned char* bytes = nullptr;  // exactly `size` long, on a 256-byte boundary like a device allocation
@@ -38,9 +39,15 @@ inline Launch read_launch(const char* path) {
         *size = take<uint32_t>(file);
     launch.arguments.resize(take<uint32_t>(file));
     for (Argument& argument : launch.arguments) {
-        argument.is_buffer = take<uint32_t>(file) == 1;
+        uint32_t kind = take<uint32_t>(file);
+        argument.is_buffer = kind != 0;
+        argument.shares = kind == 2;
         argument.offset = take<uint32_t>(file);
         argument.size = take<uint64_t>(file);
+        if (argument.shares) {
+            argument.bytes = launch.arguments[argument.size].bytes;
+            continue;
+        }
         void* memory = nullptr;
         if (posix_memalign(&memory, 256, std::max<uint64_t>(argument.size, 1))) fail("out of memory");
         argument.bytes = static_cast<unsigned char*>(memory);
@@ -52,7 +59,7 @@ inline Launch read_launch(const char* path) {
 inline void write_buffers(const Launch& launch, const char* path) {
     std::ofstream file(path, std::ios::binary);
     for (const Argument& argument : launch.arguments)
-        if (argument.is_buffer)
+        if (argument.is_buffer && !argument.shares)
             file.write(reinterpret_cast<const char*>(argument.bytes), static_cast<std::streamsize>(argument.size));
 }
 
@@ -101,7 +108,8 @@ inline int drive(int count, char** values, const std::vector<Entry>& table) {
             Launch launch = read_launch(values[3]);
             entry.call(launch, static_cast<unsigned>(std::strtoul(values[2], nullptr, 10)));
             write_buffers(launch, values[4]);
-            for (Argument& argument : launch.arguments) std::free(argument.bytes);
+            for (Argument& argument : launch.arguments)
+                if (!argument.shares) std::free(argument.bytes);
             return 0;
         }
     fail("no kernel named %s in this program", values[1]);
