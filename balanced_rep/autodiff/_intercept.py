@@ -154,7 +154,7 @@ def _without_rule(
 def _opaque(func: Any) -> str | None:
     """Why a function cannot be differentiated by torch.func without the danger of a silent zero."""
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        space = func._qualified_op_name.split("::")[0]
+        space = str(func).split(".")[0]
         if space in ("aten", "prims", "prim"):
             return None
         return (

@@ -25,20 +25,27 @@ class Stop(BaseException):
 def run(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Any:
     """Calls ``f`` with everything in place that makes its functions carry tangents."""
     before = _rng_state()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(watch_functions())
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(active(session))
-        stack.enter_context(Interceptor(session))
-        result = f(*args, **kwargs)
+    if "torch._dynamo" in sys.modules:  # else nothing can be compiled
+        result = torch._dynamo.disable(_eagerly)(f, args, kwargs, session)
+    else:
+        result = _call(f, args, kwargs, session)
     if before is not None and not torch.equal(before, torch.get_rng_state()):
         raise UnsupportedError(
             "br.jvp: f drew random numbers: every chunk of tangents would belong to a different function. Call "
             "model.eval(), or draw the numbers outside and pass them in."
         )
     return result
+
+
+def _eagerly(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Any:
+    """Compiled parts of ``f`` run as they were written: a compiler cannot see through a Dual."""
+    with torch.compiler.set_stance("force_eager"):
+        return _call(f, args, kwargs, session)
+
+
+def _call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Any:
+    with torch.no_grad(), watch_functions(), active(session), Interceptor(session):
+        return f(*args, **kwargs)
 
 
 def _rng_state() -> torch.Tensor | None:

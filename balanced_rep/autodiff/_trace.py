@@ -58,4 +58,43 @@ def trace(
         return run_chunks(call, read_inputs(primal, tangents), kwargs or {}, None, session)
 
     with torch.no_grad():
-        return make_fx(both)(x.detach(), x.detach().new_zeros((n_tangents, *x.shape)))
+        graph = make_fx(both)(x.detach(), x.detach().new_zeros((n_tangents, *x.shape)))
+    return _without_out(_without_gradients(graph))
+
+
+def _without_gradients(graph: GraphModule) -> GraphModule:
+    """Weights as buffers that share their memory: the operators that write into given memory take no others."""
+    for name in {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}:
+        value = getattr(graph, name, None)
+        if isinstance(value, Tensor) and value.requires_grad:
+            delattr(graph, name)
+            graph.register_buffer(name, value.detach())
+    return graph
+
+
+def _without_out(graph: GraphModule) -> GraphModule:
+    """``f(..., out=view)`` as ``view.copy_(f(...))``: Dynamo takes no ``out=`` that is not contiguous."""
+    for node in list(graph.graph.nodes):
+        functional = _functional(node.target) if "out" in node.kwargs else None
+        if functional is None:
+            continue
+        with graph.graph.inserting_before(node):
+            rest = {k: v for k, v in node.kwargs.items() if k != "out"}
+            value = graph.graph.call_function(functional, node.args, rest)
+            written = graph.graph.call_function(torch.ops.aten.copy_.default, (node.kwargs["out"], value))
+        node.replace_all_uses_with(written)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _functional(target: Any) -> Any:
+    """The overload with the same arguments but ``out``."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments if not a.is_out]
+    for name in target.overloadpacket.overloads():
+        overload = getattr(target.overloadpacket, name)
+        if [(a.name, str(a.type)) for a in overload._schema.arguments] == wanted:
+            return overload
+    return None
