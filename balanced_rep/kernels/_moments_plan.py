@@ -21,7 +21,7 @@ _LONG = ("n_kept", "n_kept0", "n_red0", "n_red1", "n_pool0", "n_pool1", "stride_
          "stride_red0", "stride_red1", "stride_red2", "stride_pool0", "stride_pool1")  # fmt: skip
 _SHORT = ("n_kept1", "inner_shift", "tiles_kept0", "tiles_red0", "tiles_red1", "n_tiles", "tiles_per_segment",
           "n_segments")  # fmt: skip
-LAYOUT = np.dtype([(name, np.int64) for name in _LONG] + [(name, np.uint32) for name in _SHORT])
+LAYOUT = np.dtype([(name, np.int64) for name in _LONG] + [(name, np.uint32) for name in _SHORT], align=True)
 _PARAMETERS = (None, None, None, None, np.dtype(np.float64), LAYOUT)
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _POOLS = {1: "Maximum", 2: "Mean"}

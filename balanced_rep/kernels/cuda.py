@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from balanced_rep.kernels._driver import CupyDriver, Launcher
+from balanced_rep.kernels._driver import CupyDriver, Kernel, Launcher
 from balanced_rep.kernels._moments_common import N_FIELDS, accumulator, exact_threshold, neutral
 from balanced_rep.kernels._moments_plan import THREADS, plan
 from balanced_rep.kernels._strided import describe
 
-__all__ = ["moments"]
+__all__ = ["moments", "philox_bits", "philox_normal"]
 
 launch = Launcher(CupyDriver())
+
+_INT64 = np.dtype(np.int64)
+_PHILOX_PARAMETERS = (None, None, _INT64, _INT64, _INT64, _INT64)
+PHILOX_BITS = Kernel("philox.cu", "balanced_rep::philox_bits", _PHILOX_PARAMETERS)
+PHILOX_NORMAL = Kernel("philox.cu", "balanced_rep::philox_normal", _PHILOX_PARAMETERS)
+
 _tickets: dict[Hashable, Tensor] = {}
 
 
@@ -60,3 +67,40 @@ def zeroed_tickets(count: int, device: torch.device) -> Tensor:
         if key is not None:
             _tickets[key] = kept
     return kept
+
+
+def philox_bits(items: Tensor, seed: int, n: int) -> Tensor:
+    """Uniform 32-bit words; see :func:`balanced_rep.ops.philox.philox_bits_reference`.
+
+    Args:
+        items: int64 ``(b,)``.
+        seed: A signed 64-bit integer.
+        n: Words per item.
+
+    Returns:
+        int64 ``(b, n)``.
+    """
+    return _philox(PHILOX_BITS, items, seed, n, torch.int64)
+
+
+def philox_normal(items: Tensor, seed: int, n: int) -> Tensor:
+    """Standard normal numbers; see :func:`balanced_rep.ops.philox.philox_normal_reference`.
+
+    Args:
+        items: int64 ``(b,)``.
+        seed: A signed 64-bit integer.
+        n: Numbers per item.
+
+    Returns:
+        float32 ``(b, n)``.
+    """
+    return _philox(PHILOX_NORMAL, items, seed, n, torch.float32)
+
+
+def _philox(kernel: Kernel, items: Tensor, seed: int, n: int, dtype: torch.dtype) -> Tensor:
+    out = torch.empty((items.shape[0], n), dtype=dtype, device=items.device)
+    if out.numel() > 0:
+        blocks = math.ceil(items.shape[0] * math.ceil(n / 4) / THREADS)
+        sizes = (np.int64(items.shape[0]), np.int64(items.stride(0)), np.int64(seed), np.int64(n))
+        launch(kernel, blocks, THREADS, (items, out, *sizes), items.device)
+    return out

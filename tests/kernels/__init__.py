@@ -1,0 +1,1 @@
+"""The GPU kernels through their launchers, on devices made of the executors in ``tests/gpusim``."""
