@@ -1,26 +1,19 @@
-"""The one list of GPU kernels: a new kernel is one entry here, and every tool runs it.
+"""The one list of GPU kernels that the tools read.
 
-An entry says where the kernel is, how it is compiled, and a few launches with their reference; ``samples/entries.py``
-has examples. Entries of the package's kernels live in one module per op, beside this one, named ``entries_<op>``, each
-with the lists ``CUDA`` and ``TRITON``.
+Kernels of the package come from the launches of its ops (``package.py``: a new op is one entry there); the samples of
+``samples/entries.py`` are the tools' own tests and stay whatever the package does.
 """
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 from .cases import CudaKernel, TritonKernel
+from .package import recorded_cuda, recorded_triton
 from .samples.entries import CUDA_SAMPLES, TRITON_SAMPLES
 
 __all__ = ["CUDA_KERNELS", "GATED_TRITON", "PACKAGE_CUDA", "PACKAGE_TRITON", "TRITON_KERNELS"]
 
-PACKAGE_CUDA: list[CudaKernel] = []
-PACKAGE_TRITON: list[TritonKernel] = []
-for _path in sorted(Path(__file__).parent.glob("entries_*.py")):
-    _entries = importlib.import_module(f"{__package__}.{_path.stem}")
-    PACKAGE_CUDA += _entries.CUDA
-    PACKAGE_TRITON += _entries.TRITON
+PACKAGE_CUDA: list[CudaKernel] = recorded_cuda()
+PACKAGE_TRITON: list[TritonKernel] = recorded_triton()
 
 CUDA_KERNELS = [*CUDA_SAMPLES, *PACKAGE_CUDA]
 TRITON_KERNELS = [*TRITON_SAMPLES, *PACKAGE_TRITON]

@@ -1,0 +1,174 @@
+"""The package's GPU ops: which launchers they have and on what they are tried.
+
+The launchers run for real, against :mod:`.simulated`; what they launch is recorded, and the compile gate takes its list
+of kernels from there. A new op is one entry of :data:`OPS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import CudaKernel, TritonKernel
+from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
+from .toolchain import triton_missing
+
+__all__ = ["OPS", "PackageOp", "recorded_cuda", "recorded_triton", "run_cuda", "run_triton"]
+
+
+@dataclass(frozen=True)
+class PackageOp:
+    """One op.
+
+    Attributes:
+        name: Its name in the registry.
+        calls: Call name to a builder of the op's arguments, on the CPU.
+        cuda: ``"module:function"`` of the CUDA launcher, or None.
+        cuda_outputs: Positions of kernel arguments that the kernel must write before it reads them.
+        triton: ``"module:function"`` of the Triton launcher, or None.
+        triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
+        racecheck: Calls for ThreadSanitizer, which takes few threads.
+        streaming: Calls whose traffic is held to the limits of a memory-bound kernel.
+    """
+
+    name: str
+    calls: Mapping[str, Callable[[], tuple[Any, ...]]]
+    cuda: str | None = None
+    cuda_outputs: frozenset[int] = frozenset()
+    triton: str | None = None
+    triton_outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    racecheck: tuple[str, ...] = ()
+    streaming: tuple[str, ...] = ()
+
+
+def _normal(dtype: torch.dtype, *shape: int, skip: int = 0) -> Tensor:
+    """Return normal values around 0.5; ``skip`` elements before them make every row unaligned."""
+    generator = torch.Generator().manual_seed(11)
+    n = skip + int(torch.Size(shape).numel())
+    return (torch.randn(n, generator=generator) + 0.5).to(dtype)[skip:].reshape(shape)
+
+
+def _non_finite() -> Tensor:
+    x = _normal(torch.float32, 4, 700)
+    x[0, 3], x[1, 5], x[2, 699], x[3] = torch.nan, torch.inf, -torch.inf, 2.0
+    return x
+
+
+def _moments_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
+    f32, f16, bf16, f64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+    calls: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "non-finite": lambda: (_non_finite(), 1, 0, 0, 0.0),
+        "one element": lambda: (_normal(f32, 1, 1), 1, 0, 0, 0.0),
+        "kept last, f32": lambda: (_normal(f32, 60, 300).T, 1, 0, 0, 0.1),
+        "max pool, f32": lambda: (_normal(f32, 2, 5, 4, 6), 1, 2, 1, 0.1),
+        "segments, f32": lambda: (_normal(f32, 2, 40000), 1, 0, 0, 0.1),
+        "unaligned, f32": lambda: (_normal(f32, 3, 4099, skip=1), 1, 0, 0, 0.1),
+        "unaligned, bf16": lambda: (_normal(bf16, 3, 4099, skip=1), 1, 0, 0, 0.1),
+        "mean pool, bf16": lambda: (_normal(bf16, 2, 5, 4, 4), 1, 2, 2, 0.1),
+        "kept last, bf16": lambda: (_normal(bf16, 60, 300).T, 1, 0, 0, 0.1),
+        "columns, f64": lambda: (_normal(f64, 40, 100).T, 1, 0, 0, 0.1),
+    }
+    for dtype in (f32, f16, bf16, f64):
+        name = str(dtype).removeprefix("torch.")
+        calls[f"rows, {name}"] = lambda dtype=dtype: (_normal(dtype, 3, 4096), 1, 0, 0, 0.1)
+        calls[f"short rows, {name}"] = lambda dtype=dtype: (_normal(dtype, 5, 131), 1, 0, 0, 0.1)
+    return calls
+
+
+OPS = [
+    PackageOp(
+        name="moments",
+        calls=_moments_calls(),
+        cuda="balanced_rep.kernels.cuda:moments",
+        cuda_outputs=frozenset({1, 2}),
+        triton="balanced_rep.kernels.triton.moments:moments",
+        triton_outputs={"_tile_kernel": frozenset({"out_ptr"}), "_merge_kernel": frozenset({"out_ptr"})},
+        racecheck=("short rows, float32", "one element"),
+        streaming=("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
+    ),
+]
+
+
+def _resolve(target: str) -> tuple[Any, Callable]:
+    module, _, function = target.partition(":")
+    loaded = importlib.import_module(module)
+    return loaded, getattr(loaded, function)
+
+
+def run_cuda(op: PackageOp, call: str, **options: Any) -> tuple[Any, list[CudaLaunch]]:
+    """Run the CUDA launcher of an op on a simulated driver; options are those of :class:`.SimulatedCuda`."""
+    from balanced_rep.kernels._driver import Launcher
+
+    assert op.cuda is not None
+    module, function = _resolve(op.cuda)
+    driver = SimulatedCuda(outputs=op.cuda_outputs, **options)
+    before = module.launch
+    module.launch = Launcher(driver)
+    try:
+        return function(*op.calls[call]()), driver.launches
+    finally:
+        module.launch = before
+
+
+def run_triton(op: PackageOp, call: str, *, run: bool = True) -> tuple[Any, list[TritonLaunch]]:
+    """Run the Triton launcher of an op with its kernels in the executor."""
+    assert op.triton is not None
+    module, function = _resolve(op.triton)
+    with simulated_triton(module, dict(op.triton_outputs), run=run) as launches:
+        return function(*op.calls[call]()), launches
+
+
+def _short(expression: str) -> str:
+    return expression.replace("balanced_rep::", "")
+
+
+@functools.cache
+def recorded_cuda() -> list[CudaKernel]:
+    """Return the CUDA kernels that the calls of all ops launch, for the compile gate."""
+    found: dict[str, CudaKernel] = {}
+    for op in OPS:
+        for call in op.calls if op.cuda else ():
+            for launch in run_cuda(op, call, run="record")[1]:
+                threads = launch.launch.block[0]
+                found[launch.expression] = CudaKernel(
+                    _short(launch.expression), CSRC / launch.file, launch.expression, threads, cases={}
+                )
+    return [found[name] for name in sorted(found)]
+
+
+@functools.cache
+def recorded_triton() -> list[TritonKernel]:
+    """Return the Triton kernels that the calls of all ops launch, one per set of types, constants and warps."""
+    found: dict[str, TritonKernel] = {}
+    for op in OPS if triton_missing() is None else ():
+        for call in op.calls if op.triton else ():
+            for launch in run_triton(op, call, run=False)[1]:
+                request = launch.request
+                pointers = tuple(name for name, kind in request.signature.items() if kind.startswith("*"))
+                types = ", ".join(request.signature[name][1:] for name in pointers)
+                # names are for people: the flags that tell variants apart, not every size that happened to be 1
+                flags = ", ".join(f"{name}={value}" for name, value in request.constants.items() if name.isupper())
+                name = f"{op.name}.{request.function}[{types}; {flags}; {request.num_warps} warps]"
+                sizes = tuple(launch.sizes)
+                found.setdefault(
+                    name,
+                    TritonKernel(
+                        name,
+                        request.module,
+                        request.function,
+                        request.signature,
+                        request.constants,
+                        cases={},
+                        aligned_pointers=pointers,
+                        sizes=sizes,
+                        num_warps=request.num_warps,
+                        num_stages=request.num_stages,
+                    ),
+                )
+    return [found[name] for name in sorted(found)]

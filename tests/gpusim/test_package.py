@@ -1,0 +1,78 @@
+"""The package's ops, from the launcher down: right numbers and no findings, in every executor."""
+
+import numpy as np
+import pytest
+import torch
+
+from balanced_rep.ops._registry import REGISTRY
+from balanced_rep.testing import assert_moments_close
+
+from .package import OPS, recorded_cuda, run_cuda, run_triton
+from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, needs_nvrtc, needs_triton
+
+
+def every_call(backend, only=lambda op: op.calls):
+    ops = [op for op in OPS if getattr(op, backend)]
+    return [pytest.param(op, call, id=f"{op.name}-{call}") for op in ops for call in only(op)]
+
+
+def check(op, got, args):
+    """Compare with the float64 reference by the rules of the op."""
+    x, *rest = args
+    averaged = rest[2] == 2  # the values themselves are then rounded
+    assert_moments_close(got, REGISTRY[op.name].reference(x.double(), *rest), value_rel=1e-6 if averaged else 0.0)
+
+
+def check_traffic(op, call, args, launches):
+    if call not in op.streaming:
+        return
+    counters = [launch.result.counters for launch in launches]
+    ratio = sum(c.sectors for c in counters) / sum(c.ideal_sectors for c in counters)
+    assert ratio <= ALIGNED_LIMIT
+    minimum = args[0].numel() * args[0].element_size() + 10 * 8 * args[0].shape[0]
+    assert sum(c.dram_bytes for c in counters) <= DRAM_LIMIT * minimum, "DRAM bytes in the LRU model"
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("op", "call"), every_call("cuda"))
+def test_cuda_in_the_executor(op, call):
+    got, launches = run_cuda(op, call)
+    args = op.calls[call]()
+    check(op, got, args)
+    check_traffic(op, call, args, launches)
+
+
+@needs_triton
+@pytest.mark.parametrize(("op", "call"), every_call("triton"))
+def test_triton_in_the_executor(op, call):
+    got, _ = run_triton(op, call)
+    check(op, got, op.calls[call]())
+
+
+@pytest.mark.parametrize(("op", "call"), every_call("cuda"))
+def test_cuda_on_the_host(op, call):
+    """The same bits whatever the order of blocks, warps and threads, and nothing for the sanitizers."""
+    expressions = [kernel.expression for kernel in recorded_cuda()]
+    runs = [run_cuda(op, call, run="host", seed=seed, host_kernels=expressions)[0] for seed in SEEDS]
+    check(op, runs[0], op.calls[call]())
+    for run in runs[1:]:
+        np.testing.assert_array_equal(run.numpy(), runs[0].numpy())
+
+
+@pytest.mark.parametrize(("op", "call"), every_call("cuda", lambda op: op.racecheck))
+def test_cuda_under_thread_sanitizer(op, call):
+    expressions = [launch.expression for name in op.racecheck for launch in run_cuda(op, name, run="record")[1]]
+    got, _ = run_cuda(op, call, run="host", mode="threads", seed=1, host_kernels=expressions)
+    check(op, got, op.calls[call]())
+
+
+@needs_nvrtc
+def test_wrong_arguments_do_not_reach_the_kernel():
+    from balanced_rep.kernels import cuda
+    from balanced_rep.kernels._driver import pack
+
+    _, (launch, *_) = run_cuda(OPS[0], "short rows, float32", run="record")
+    assert len(launch.launch.args) == 6
+    kernel = cuda.plan(cuda.describe(torch.zeros(5, 131), 1, 0), torch.float32, 0, 0).kernel
+    with pytest.raises(TypeError, match="takes 6 arguments, got 1"):
+        pack(kernel, (torch.zeros(1),))
