@@ -188,7 +188,10 @@ class _SimulatedJit:
             module = compile_triton([request])[0]
             record.launch = Launch(grid, (32 * module.num_warps,), values, module.shared_bytes)
             kernel = parsed(module.ptx)[module.symbol]
-            record.result = ptx.run(kernel, record.launch, extra_pointers=SCRATCH_POINTERS).check()
+            result = ptx.run(kernel, record.launch, extra_pointers=SCRATCH_POINTERS)
+            # Triton stores replicated lanes; where a reduction's combine function is not symmetric to the last bit they
+            # differ by rounding, and which one is kept is up to the hardware
+            record.result = result.check(allow=frozenset({"ambiguous"}))
             _write_back(record.launch, record.result.buffers)
 
 

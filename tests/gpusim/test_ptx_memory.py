@@ -569,3 +569,17 @@ def test_calls_are_checked_against_the_signature():
     with pytest.raises(ptx.ExecutionError, match="argument 1 has 8 bytes"):
         ptx.pack_parameters(kernel, [np.uint64(0), np.int64(0)])
     assert ptx.pack_parameters(kernel, [np.uint64(1), np.uint32(2)]) == bytes([1, *[0] * 7, 2, 0, 0, 0])
+
+
+def test_lanes_that_differ_by_rounding_are_ambiguous():
+    """The same float up to its last bits from several lanes is not a race, but its winner is unspecified."""
+    body = """
+    and.b32 %r0, %i, 1;
+    add.u32 %r0, %r0, {};
+    st.global.b32 [%q0], %r0;"""
+    one = int(np.float32(1).view(np.uint32))
+    result = run_body(body.format(one), [empty(1, np.float32)])
+    assert kinds(result) == {"ambiguous"}
+    result.check(allow=frozenset({"ambiguous"}))
+    with pytest.raises(ptx.GpuIssues, match="AMBIGUOUS"):
+        result.check()

@@ -205,10 +205,24 @@ class Checker:
             detail = f"{kind} in {access.arena.name} memory: {self.who_global(mine)} against {self.who_global(other)}"
             self.m.issues.add("race", instruction, detail, topic=kind)
 
-    def report_same_instruction(self, access: Access, instruction: Instruction) -> None:
-        """Report lanes of one store that write different values to one address."""
+    def report_same_instruction(
+        self, access: Access, values: np.ndarray, offsets: np.ndarray, instruction: Instruction
+    ) -> None:
+        """Report lanes of one store that write different values to one address.
+
+        Values that are the same float up to rounding are ``ambiguous``, not a race: replicated lanes of a reduction
+        whose combine function is not symmetric to the last bit. Which of them memory keeps is unspecified.
+        """
+        size = values.dtype.itemsize
+        kept = access.arena.load(offsets, size)
+        lost = kept != values
+        kind = "race"
+        if size in {4, 8}:
+            a, b = (array[lost].view(f"f{size}") for array in (kept, values))
+            rounding = 64 * np.finfo(a.dtype).eps * np.maximum(np.abs(a), np.abs(b))
+            kind = "ambiguous" if (np.abs(a - b) <= rounding).all() else "race"
         detail = f"lanes of one instruction write different values to one address of {access.arena.name} memory"
-        self.m.issues.add("race", instruction, detail, topic="same instruction")
+        self.m.issues.add(kind, instruction, detail, topic="same instruction", count=int(lost.sum()))
 
 
 def _narrowest_access(machine: Machine) -> int:

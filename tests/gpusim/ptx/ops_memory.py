@@ -106,12 +106,11 @@ def _st(decoder: Decoder, instruction: Instruction) -> Run:
             m.checker.check_write(access, width, instruction, strength)
             _count(m, "store", access, width)
             chosen = slice(None) if access.kept is None else access.kept
-            agree = True
             for index, read in enumerate(reads):
                 values = np.broadcast_to(np.asarray(read(m, lanes)), (count,))[chosen].view(kind.raw)
-                agree &= access.arena.store(access.offsets + index * kind.size, values)
-            if not agree and m.checker.enabled:
-                m.checker.report_same_instruction(access, instruction)
+                offsets = access.offsets + index * kind.size
+                if not access.arena.store(offsets, values) and m.checker.enabled:
+                    m.checker.report_same_instruction(access, values, offsets, instruction)
             access.arena.mark(access.offsets, width, VALID | INITIALISED)
             if strength:
                 _synchronise(m, access, instruction, strength)

@@ -23,7 +23,8 @@ class Issue:
     """One kind of finding at one instruction.
 
     Attributes:
-        kind: ``out-of-bounds``, ``misaligned``, ``uninitialised``, ``race``, ``barrier``, ``async``, ``shuffle``.
+        kind: ``out-of-bounds``, ``misaligned``, ``uninitialised``, ``race``, ``barrier``, ``async``, ``shuffle``,
+            ``trap``, or ``ambiguous``: lanes of one store whose values differ by rounding.
         instruction: Where it showed.
         detail: The first occurrence in words: space, addresses, threads.
         count: Threads that met it, over the whole launch.
