@@ -50,7 +50,7 @@ setup(
     ext_modules=[
         Extension(
             "balanced_rep._C",
-            ["csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/moments.cpp", "csrc/cpu/reduction.cpp"],
+            ["csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/moments.cpp", "csrc/cpu/reduction.cpp", "csrc/cpu/sketches.cpp"],
             depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp"), "csrc/cpu/philox.cpp"],  # relinks when a library is rebuilt
             include_dirs=["csrc/include", pybind11.get_include()],
             extra_compile_args=[*FLAGS, *WARNINGS, "-fopenmp"],

@@ -16,72 +16,92 @@ typedef std::vector<int64_t> Ints;
 
 template <class T>
 T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
+  return reinterpret_cast<T*>(address);
 }
 
 br::View view_of(std::uintptr_t x, int dtype, Ints& kept_shape, Ints& kept_strides, Ints& reduced_shape,
                  Ints& reduced_strides, Ints& pooled_shape, Ints& pooled_strides, int pool) {
-    if (dtype < 0 || dtype >= br::kDTypes) {
-        throw std::invalid_argument("dtype code must be 0 (f32), 1 (f16), 2 (bf16) or 3 (f64), got " +
-                                    std::to_string(dtype));
-    }
-    if (pool < br::kPoolNone || pool > br::kPoolMean) {
-        throw std::invalid_argument("pool must be 0 (none), 1 (max) or 2 (mean), got " + std::to_string(pool));
-    }
-    if (pool == br::kPoolNone && !pooled_shape.empty())
-        throw std::invalid_argument("pooled dims are given with pool 0");
-    return {at<const void>(x),       static_cast<br::DType>(dtype), std::move(kept_shape),
-            std::move(kept_strides), std::move(reduced_shape),      std::move(reduced_strides),
-            std::move(pooled_shape), std::move(pooled_strides),     static_cast<br::Pool>(pool)};
+  if (dtype < 0 || dtype >= br::kDTypes) {
+    throw std::invalid_argument("dtype code must be 0 (f32), 1 (f16), 2 (bf16) or 3 (f64), got " +
+                                std::to_string(dtype));
+  }
+  if (pool < br::kPoolNone || pool > br::kPoolMean) {
+    throw std::invalid_argument("pool must be 0 (none), 1 (max) or 2 (mean), got " + std::to_string(pool));
+  }
+  if (pool == br::kPoolNone && !pooled_shape.empty()) throw std::invalid_argument("pooled dims are given with pool 0");
+  return {at<const void>(x),       static_cast<br::DType>(dtype), std::move(kept_shape),
+          std::move(kept_strides), std::move(reduced_shape),      std::move(reduced_strides),
+          std::move(pooled_shape), std::move(pooled_strides),     static_cast<br::Pool>(pool)};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "CPU kernels of balanced_rep over raw addresses; call them through balanced_rep.ops.";
-    try {
-        br::choose_isa();
-    } catch (const std::invalid_argument& e) {
-        throw py::import_error(e.what());
-    }
+  m.doc() = "CPU kernels of balanced_rep over raw addresses; call them through balanced_rep.ops.";
+  try {
+    br::choose_isa();
+  } catch (const std::invalid_argument& e) {
+    throw py::import_error(e.what());
+  }
 
-    m.def("isa", [] { return br::kernels().name; }, "The instruction set in use.");
-    m.def("isas", &br::usable_isas, "Instruction sets that this processor runs, slowest first.");
-    m.def("compiled_isas", &br::compiled_isas, "Instruction sets that this extension was compiled for.");
-    m.def("set_isa", &br::set_isa, py::arg("name"), "Switches the instruction set of the whole process.");
+  m.def("isa", [] { return br::kernels().name; }, "The instruction set in use.");
+  m.def("isas", &br::usable_isas, "Instruction sets that this processor runs, slowest first.");
+  m.def("compiled_isas", &br::compiled_isas, "Instruction sets that this extension was compiled for.");
+  m.def("set_isa", &br::set_isa, py::arg("name"), "Switches the instruction set of the whole process.");
 
-    m.def(
-        "moments",
-        [](std::uintptr_t x, int dtype, Ints kept_shape, Ints kept_strides, Ints reduced_shape, Ints reduced_strides,
-           Ints pooled_shape, Ints pooled_strides, int pool, double threshold, std::uintptr_t out, int n_threads) {
-            const br::View view = view_of(x, dtype, kept_shape, kept_strides, reduced_shape, reduced_strides,
-                                          pooled_shape, pooled_strides, pool);
-            py::gil_scoped_release nogil;
-            br::moments(view, threshold, at<double>(out), n_threads);
-        },
-        "Ten float64 sums (10, *kept) of a view whose dims are (kept..., reduced..., pooled...).");
+  m.def(
+      "moments",
+      [](std::uintptr_t x, int dtype, Ints kept_shape, Ints kept_strides, Ints reduced_shape, Ints reduced_strides,
+         Ints pooled_shape, Ints pooled_strides, int pool, double threshold, std::uintptr_t out, int n_threads) {
+        const br::View view = view_of(x, dtype, kept_shape, kept_strides, reduced_shape, reduced_strides, pooled_shape,
+                                      pooled_strides, pool);
+        py::gil_scoped_release nogil;
+        br::moments(view, threshold, at<double>(out), n_threads);
+      },
+      "Ten float64 sums (10, *kept) of a view whose dims are (kept..., reduced..., pooled...).");
 
-    m.def(
-        "philox_bits",
-        [](std::uintptr_t items, int64_t n_items, int64_t seed, int64_t n, std::uintptr_t out, int n_threads) {
-            py::gil_scoped_release nogil;
-            br::philox_bits(at<const int64_t>(items), n_items, seed, n, at<int64_t>(out), n_threads);
-        },
-        "Philox4x32-10 words of int64 items, int64 (n_items, n).");
-    m.def(
-        "philox_normal",
-        [](std::uintptr_t items, int64_t n_items, int64_t seed, int64_t n, std::uintptr_t out, int n_threads) {
-            py::gil_scoped_release nogil;
-            br::philox_normal(at<const int64_t>(items), n_items, seed, n, at<float>(out), n_threads);
-        },
-        "Standard normals of int64 items, float32 (n_items, n).");
+  m.def(
+      "log_histogram",
+      [](std::uintptr_t x, int dtype, Ints kept_shape, Ints kept_strides, Ints reduced_shape, Ints reduced_strides,
+         Ints pooled_shape, Ints pooled_strides, int pool, std::uintptr_t top, std::uintptr_t out, int n_threads) {
+        const br::View view = view_of(x, dtype, kept_shape, kept_strides, reduced_shape, reduced_strides, pooled_shape,
+                                      pooled_strides, pool);
+        py::gil_scoped_release nogil;
+        br::log_histogram(view, at<const int64_t>(top), at<int64_t>(out), n_threads);
+      },
+      "int64 table (3, *kept, bins) of a view whose dims are (kept..., reduced..., pooled...).");
+  m.def(
+      "energy_entropy",
+      [](std::uintptr_t x, int dtype, Ints kept_shape, Ints kept_strides, Ints reduced_shape, Ints reduced_strides,
+         Ints pooled_shape, Ints pooled_strides, int pool, std::uintptr_t out, int n_threads) {
+        const br::View view = view_of(x, dtype, kept_shape, kept_strides, reduced_shape, reduced_strides, pooled_shape,
+                                      pooled_strides, pool);
+        py::gil_scoped_release nogil;
+        br::energy_entropy(view, at<double>(out), n_threads);
+      },
+      "float64 (*kept), sums of v^2 ln v^2, of a view whose dims are (kept..., reduced..., pooled...).");
 
-    m.def(
-        "read_test",
-        [](std::uintptr_t x, int64_t n_bytes, int n_threads) {
-            py::gil_scoped_release nogil;
-            return br::read_test(at<const float>(x), n_bytes / 4, n_threads);
-        },
-        py::arg("x"), py::arg("n_bytes"), py::arg("n_threads"),
-        "Sums floats and does nothing else: how fast this processor reads memory, for the benchmarks.");
+  m.def(
+      "philox_bits",
+      [](std::uintptr_t items, int64_t n_items, int64_t seed, int64_t n, std::uintptr_t out, int n_threads) {
+        py::gil_scoped_release nogil;
+        br::philox_bits(at<const int64_t>(items), n_items, seed, n, at<int64_t>(out), n_threads);
+      },
+      "Philox4x32-10 words of int64 items, int64 (n_items, n).");
+  m.def(
+      "philox_normal",
+      [](std::uintptr_t items, int64_t n_items, int64_t seed, int64_t n, std::uintptr_t out, int n_threads) {
+        py::gil_scoped_release nogil;
+        br::philox_normal(at<const int64_t>(items), n_items, seed, n, at<float>(out), n_threads);
+      },
+      "Standard normals of int64 items, float32 (n_items, n).");
+
+  m.def(
+      "read_test",
+      [](std::uintptr_t x, int64_t n_bytes, int n_threads) {
+        py::gil_scoped_release nogil;
+        return br::read_test(at<const float>(x), n_bytes / 4, n_threads);
+      },
+      py::arg("x"), py::arg("n_bytes"), py::arg("n_threads"),
+      "Sums floats and does nothing else: how fast this processor reads memory, for the benchmarks.");
 }

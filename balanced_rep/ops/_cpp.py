@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["extension", "moments", "philox_bits", "philox_normal"]
+__all__ = ["energy_entropy", "extension", "log_histogram", "moments", "philox_bits", "philox_normal"]
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -35,6 +35,23 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
     out = torch.empty((10, *x.shape[:n_kept]), dtype=torch.float64)
     x = x.resolve_neg()
     extension().moments(*_view(x, n_kept, n_pooled, pool), threshold, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def log_histogram(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
+    """int64 ``(3, *kept, bins)``; see :func:`balanced_rep.ops.log_histogram.log_histogram_reference`."""
+    out = torch.empty((3, *x.shape[:n_kept], 2049), dtype=torch.int64)
+    x, top = x.resolve_neg(), top.contiguous()
+    view = _view(x, n_kept, n_pooled, pool)
+    extension().log_histogram(*view, top.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def energy_entropy(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
+    """float64 ``(*kept,)``; see :func:`balanced_rep.ops.energy_entropy.energy_entropy_reference`."""
+    out = torch.empty(x.shape[:n_kept], dtype=torch.float64)
+    x = x.resolve_neg()
+    extension().energy_entropy(*_view(x, n_kept, n_pooled, pool), out.data_ptr(), torch.get_num_threads())
     return out
 
 

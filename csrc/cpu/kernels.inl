@@ -3,6 +3,8 @@
 #include "simd.inl"
 #include "walk.inl"
 #include "moments.inl"
+#include "energy_entropy.inl"
+#include "log_histogram.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -35,6 +37,9 @@ const Kernels kernels = {
     BR_VECTOR_BYTES,
     {moments_items<float>, moments_items<Half>, moments_items<BFloat>, moments_items<double>},
     merge_segments,
+    {log_histogram_items<float>, log_histogram_items<Half>, log_histogram_items<BFloat>, log_histogram_items<double>},
+    {energy_entropy_items<float>, energy_entropy_items<Half>, energy_entropy_items<BFloat>,
+     energy_entropy_items<double>},
     read_test,
 };
 

@@ -1,6 +1,7 @@
 // Vectors of BR_VECTOR_BYTES bytes: GCC's and clang's vector extension, plus the few operations that it does not
 // express well as intrinsics. Without the matching instruction set the same source is lowered by the compiler, which is
 // how the 64-byte logic is tested on machines without AVX-512.
+#pragma once
 
 #include <float.h>
 #include <math.h>
@@ -46,6 +47,7 @@ typedef double VecD BR_VECTOR;
 typedef int32_t VecI BR_VECTOR;
 typedef uint32_t VecU BR_VECTOR;
 typedef int64_t VecL BR_VECTOR;
+typedef uint64_t VecUL BR_VECTOR;
 typedef uint16_t HalfVec __attribute__((vector_size(BR_VECTOR_BYTES / 2)));
 typedef float HalfVecF __attribute__((vector_size(BR_VECTOR_BYTES / 2)));
 typedef int32_t HalfVecI __attribute__((vector_size(BR_VECTOR_BYTES / 2)));
@@ -193,6 +195,18 @@ BR_INLINE void load_pair(const Half* p, VecF& x, VecF& y) {
 }
 #endif
 
+// One vector of such a pair: lanes in the order of memory, or the even or odd of twice as many elements.
+template <bool kOdd, class T>
+BR_INLINE VecOf<RealOf<T>> load_strip(const T* p) {
+  if constexpr (Interleaved<T>::value) {
+    VecF x, y;
+    load_pair(p, x, y);
+    return kOdd ? y : x;
+  } else {
+    return load(p);
+  }
+}
+
 template <class T>
 BR_INLINE void pair_position(IntVecOf<RealOf<T>>& x, IntVecOf<RealOf<T>>& y) {
   typedef Simd<RealOf<T>> S;
@@ -315,17 +329,27 @@ BR_INLINE VecOf<Real> narrow(Part part) {
 
 // ---- horizontal ------------------------------------------------------------------------------------------------------
 
-// Folds a vector of E onto its lower half until 16 bytes are left, then lane by lane: always in the same order.
+// Folds a vector of E onto its lower half until 16 bytes are left; then lane by lane. Always in the same order.
+template <class E>
+struct Quarter {
+  typedef E V __attribute__((vector_size(16)));
+};
+
 template <class E, class V, class Op>
-BR_INLINE E fold(V v, Op op) {
-  typedef E V16 __attribute__((vector_size(16)));
-  V16 quarter[BR_VECTOR_BYTES / 16];
+BR_INLINE typename Quarter<E>::V fold_to_quarter(V v, Op op) {
+  typename Quarter<E>::V quarter[BR_VECTOR_BYTES / 16];
   memcpy(quarter, &v, sizeof(V));
   for (int half = BR_VECTOR_BYTES / 32; half > 0; half /= 2) {
     for (int k = 0; k < half; ++k) quarter[k] = op(quarter[k], quarter[k + half]);
   }
-  E r = quarter[0][0];
-  for (int k = 1; k < static_cast<int>(16 / sizeof(E)); ++k) r = op(r, static_cast<E>(quarter[0][k]));
+  return quarter[0];
+}
+
+template <class E, class V, class Op>
+BR_INLINE E fold(V v, Op op) {
+  const typename Quarter<E>::V q = fold_to_quarter<E>(v, op);
+  E r = q[0];
+  for (int k = 1; k < static_cast<int>(16 / sizeof(E)); ++k) r = op(r, static_cast<E>(q[k]));
   return r;
 }
 
@@ -356,6 +380,33 @@ BR_INLINE float min_lane(VecF v) { return fold<float>(v, Smaller()); }
 BR_INLINE double min_lane(VecD v) { return fold<double>(v, Smaller()); }
 BR_INLINE float max_lane(VecF v) { return fold<float>(v, Larger()); }
 BR_INLINE double max_lane(VecD v) { return fold<double>(v, Larger()); }
+
+// Lanes k of two vectors of four as the compilers spell it.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define BR_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector((a), (b), (i), (j), (k), (l))
+#endif
+#endif
+#if !defined(BR_SHUFFLE)
+#define BR_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle((a), (b), (Quarter<int32_t>::V){(i), (j), (k), (l)})
+#endif
+
+// The sums of four vectors, by a transposition instead of one lane at a time.
+BR_INLINE void sum_lanes(VecF a, VecF b, VecF c, VecF d, double* sums) {
+  typedef Quarter<float>::V Q;
+  const Q qa = fold_to_quarter<float>(a, Add()), qb = fold_to_quarter<float>(b, Add());
+  const Q qc = fold_to_quarter<float>(c, Add()), qd = fold_to_quarter<float>(d, Add());
+  const Q ab = BR_SHUFFLE(qa, qb, 0, 4, 1, 5) + BR_SHUFFLE(qa, qb, 2, 6, 3, 7);
+  const Q cd = BR_SHUFFLE(qc, qd, 0, 4, 1, 5) + BR_SHUFFLE(qc, qd, 2, 6, 3, 7);
+  const Q all = BR_SHUFFLE(ab, cd, 0, 1, 4, 5) + BR_SHUFFLE(ab, cd, 2, 3, 6, 7);
+  for (int k = 0; k < 4; ++k) sums[k] = static_cast<double>(all[k]);
+}
+BR_INLINE void sum_lanes(VecD a, VecD b, VecD c, VecD d, double* sums) {
+  sums[0] = sum_lanes(a);
+  sums[1] = sum_lanes(b);
+  sums[2] = sum_lanes(c);
+  sums[3] = sum_lanes(d);
+}
 
 }  // namespace
 }  // namespace BR_ISA_NAMESPACE

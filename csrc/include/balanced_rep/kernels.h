@@ -36,7 +36,8 @@ struct Reduction {
   int64_t n_pooled;
 
   // How the work is cut, from shapes alone, so that results do not depend on the number of threads. A row item is
-  // (kept index, segment); a column item is (outer kept index, block of columns, segment), the segment running fastest.
+  // (kept index, segment); a column item is (outer kept index, block of columns, segment), the segment running
+  // fastest.
   bool columns;
   int64_t segment;     // reduced elements (columns: reduced rows) of a segment
   int64_t n_segments;  // segments that cover n_reduced
@@ -56,6 +57,25 @@ struct MomentsTask {
   int64_t field_stride;
 };
 
+constexpr int kHistogramBins = 2 * 32 * 32 + 1;  // negative bins, the centre, positive bins
+
+// Field f of bin b of output index i is out[f * field_stride + i * kHistogramBins + b].
+struct HistogramTask {
+  Reduction r;
+  int64_t repeated;    // factor of repeated reduced dims
+  const int64_t* top;  // per output index: the window ends at 2^top
+  int64_t* out;
+  int64_t field_stride;
+};
+
+struct EntropyTask {
+  Reduction r;
+  int64_t repeated;
+  double* out;
+};
+
+typedef void (*HistogramKernel)(const HistogramTask& task, int64_t first_kept, int64_t last_kept);
+typedef void (*EntropyKernel)(const EntropyTask& task, int64_t first_kept, int64_t last_kept);
 typedef void (*MomentsKernel)(const MomentsTask& task, int64_t first_item, int64_t last_item);
 
 struct Kernels {
@@ -64,6 +84,8 @@ struct Kernels {
   MomentsKernel moments[kDTypes];
   // Joins the segments of outputs [first, last) of task.out into the fields at out, n_kept apart.
   void (*merge_segments)(const MomentsTask& task, double* out, int64_t first, int64_t last);
+  HistogramKernel log_histogram[kDTypes];
+  EntropyKernel energy_entropy[kDTypes];
   // Sum of n floats: as fast as this processor reads memory. The yardstick of the benchmarks.
   float (*read_test)(const float* x, int64_t n);
 };

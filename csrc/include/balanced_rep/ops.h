@@ -19,6 +19,12 @@ struct View {
 // out: float64 (kFields, *kept), contiguous.
 void moments(const View& view, double threshold, double* out, int n_threads);
 
+// top: int64 (*kept); out: int64 (3, *kept, kHistogramBins), contiguous: count, sum r, sum r^2.
+void log_histogram(const View& view, const int64_t* top, int64_t* out, int n_threads);
+
+// out: float64 (*kept), the sums of v^2 ln v^2.
+void energy_entropy(const View& view, double* out, int n_threads);
+
 // Counter-based randomness, (n_items, n) contiguous: 32-bit words in int64, and standard normals.
 void philox_bits(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, int64_t* out, int n_threads);
 void philox_normal(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, float* out, int n_threads);
