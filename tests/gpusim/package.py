@@ -81,6 +81,15 @@ def _moments_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     return calls
 
 
+def _philox_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
+    items = torch.tensor([0, -1, 2**40 + 3, 7])
+    return {
+        "one item": lambda: (items[2:3], -5, 1),
+        "odd length": lambda: (items, 1234, 1003),
+        "strided items": lambda: (items[::2], 2**62, 256),
+    }
+
+
 OPS = [
     PackageOp(
         name="moments",
@@ -91,6 +100,18 @@ OPS = [
         triton_outputs={"_tile_kernel": frozenset({"out_ptr"}), "_merge_kernel": frozenset({"out_ptr"})},
         racecheck=("short rows, float32", "one element"),
         streaming=("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
+    ),
+    *(
+        PackageOp(
+            name=name,
+            calls=_philox_calls(),
+            cuda=f"balanced_rep.kernels.cuda:{name}",
+            cuda_outputs=frozenset({1}),
+            triton=f"balanced_rep.kernels.triton.philox:{name}",
+            triton_outputs={"_bits_kernel": frozenset({"out_ptr"}), "_normal_kernel": frozenset({"out_ptr"})},
+            racecheck=("one item",),
+        )
+        for name in ("philox_bits", "philox_normal")
     ),
 ]
 

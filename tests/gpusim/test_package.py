@@ -19,6 +19,9 @@ def every_call(backend, only=lambda op: op.calls):
 def check(op, got, args):
     """Compare with the float64 reference by the rules of the op."""
     x, *rest = args
+    if op.name.startswith("philox"):  # all backends give the same bits
+        assert torch.equal(got, REGISTRY[op.name].reference(*args))
+        return
     averaged = rest[2] == 2  # the values themselves are then rounded
     assert_moments_close(got, REGISTRY[op.name].reference(x.double(), *rest), value_rel=1e-6 if averaged else 0.0)
 

@@ -1,0 +1,1 @@
+"""What ``make test-gpu`` runs on a machine with a GPU."""
