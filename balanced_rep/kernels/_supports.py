@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_rep.ops._registry import missing
+from balanced_rep.ops._registry import forced_backend, missing
 
 __all__ = ["cpp_items", "cpp_tensor", "cuda_items", "cuda_moments", "triton_items", "triton_moments"]
 
@@ -32,9 +32,12 @@ def cuda_moments(x: Tensor, *_: Any) -> str | None:
 
 
 def triton_moments(x: Tensor, *_: Any) -> str | None:
-    """Triton, on the device or in its interpreter."""
-    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"input is on {x.device}, this backend runs on cuda (or set TRITON_INTERPRET=1)"
+    """Triton on the device; its interpreter, thousands of times slower, only where this backend is forced."""
+    if x.device.type != "cuda":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return f"input is on {x.device}, this backend runs on cuda (or set TRITON_INTERPRET=1)"
+        if forced_backend() != "triton":
+            return f"input is on {x.device}, and Triton's interpreter runs only where this backend is forced"
     return missing("triton")
 
 

@@ -136,3 +136,12 @@ def test_the_chosen_backend_is_logged_once(spec, caplog):
         probe(1)
         probe(2)
     assert [r.getMessage() for r in caplog.records] == ["probe_logged_once runs on backend 'cpp'"]
+
+
+@pytest.mark.parametrize("spec", [s for s in REGISTRY.values() if "triton" in s.impls], ids=lambda s: s.name)
+def test_the_interpreter_is_never_chosen_by_itself(spec, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    args = spec.inputs(torch.Generator().manual_seed(0), next(iter(spec.tolerance)))
+    assert spec.choose(*args) != "triton"
+    with br.backend("triton"):
+        assert spec.choose(*args) == "triton"
