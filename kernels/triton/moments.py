@@ -59,21 +59,24 @@ def _merge(
 ):  # fmt: skip
     """Moments of the union of a and b (Chan et al. 1979, Pébay 2008); an empty side is neutral.
 
-    With d = mean_b - mean_a, p = n_a / n, q = n_b / n: mean = mean_a + d q, m2 = m2_a + m2_b + d^2 n_a q,
+    With d = mean_b - mean_a, p = n_a / n, q = n_b / n: mean = p mean_a + q mean_b, m2 = m2_a + m2_b + d^2 n_a q,
     m3 = m3_a + m3_b + d^3 n_a q (p - q) + 3 d (p m2_b - q m2_a),
     m4 = m4_a + m4_b + d^4 n_a q (p^2 - p q + q^2) + 6 d^2 (p^2 m2_b + q^2 m2_a) + 4 d (p m3_b - q m3_a).
+
+    Written so that exchanging a and b leaves every bit alone if nothing is fused: a reduction tree computes both in
+    different lanes, and any of them may be the one that stores.
     """
     n = n_a + n_b
     some = tl.maximum(n, 1.0)
     p, q = n_a / some, n_b / some
-    d = mean_b - mean_a
-    dd, nq = d * d, n_a * q
-    m2 = m2_a + m2_b + dd * nq
-    m3 = m3_a + m3_b + dd * d * nq * (p - q) + 3.0 * d * (p * m2_b - q * m2_a)
-    m4 = m4_a + m4_b + dd * dd * nq * (p * p - p * q + q * q) + 6.0 * dd * (p * p * m2_b + q * q * m2_a)
-    m4 += 4.0 * d * (p * m3_b - q * m3_a)
+    d = tl.where(n_a * n_b > 0, mean_b - mean_a, 0.0)
+    dd, nq = d * d, n_a * n_b / some
+    m2 = (m2_a + m2_b) + dd * nq
+    m3 = (m3_a + m3_b) + dd * nq * (d * (p - q)) + 3.0 * (d * (p * m2_b - q * m2_a))
+    m4 = (m4_a + m4_b) + dd * dd * nq * ((p * p + q * q) - p * q) + 6.0 * (dd * (p * p * m2_b + q * q * m2_a))
+    m4 += 4.0 * (d * (p * m3_b - q * m3_a))
     bad = bad_a + bad_b
-    mean = tl.where(bad > 0, (n_a * mean_a + n_b * mean_b) / some, mean_a + d * q)  # inf and NaN as a plain sum has them
+    mean = tl.where(bad > 0, (n_a * mean_a + n_b * mean_b) / some, p * mean_a + q * mean_b)  # inf, NaN as in a sum
     low = tl.minimum(low_a, low_b, propagate_nan=tl.PropagateNan.ALL)
     high = tl.maximum(high_a, high_b, propagate_nan=tl.PropagateNan.ALL)
     return n, mean, m2, m3, m4, l1_a + l1_b, low, high, active_a + active_b, bad
@@ -345,6 +348,6 @@ def _merged(parts: Tensor, *, raw: bool) -> Tensor:
     n_groups = triton.cdiv(n_parts, block)
     out = torch.empty((N_FIELDS, n_rows, n_groups), dtype=torch.float64, device=parts.device)
     _merge_kernel[(triton.cdiv(n_rows, rows) * n_groups,)](
-        parts, out, n_rows, n_parts, n_groups, RAW=raw, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=True
+        parts, out, n_rows, n_parts, n_groups, RAW=raw, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=False
     )
     return out

@@ -190,6 +190,7 @@ def recorded_triton() -> list[TritonKernel]:
                         sizes=sizes,
                         num_warps=request.num_warps,
                         num_stages=request.num_stages,
+                        fp_fusion=request.fp_fusion,
                     ),
                 )
     return [found[name] for name in sorted(found)]

@@ -146,11 +146,13 @@ class _SimulatedJit:
         ) -> None:
             bound = inspect.signature(self.python).bind(*args, **keywords)
             bound.apply_defaults()
-            self._launch(grid, bound.arguments, num_warps, num_stages)
+            self._launch(grid, bound.arguments, num_warps, num_stages, enable_fp_fusion)
 
         return launch
 
-    def _launch(self, grid: tuple[int, ...], arguments: dict[str, Any], num_warps: int, num_stages: int) -> None:
+    def _launch(
+        self, grid: tuple[int, ...], arguments: dict[str, Any], num_warps: int, num_stages: int, fp_fusion: bool
+    ) -> None:
         signature, constants, divisible, sizes, values = {}, {}, [], [], []
         allocations = Allocations()
         annotations = inspect.get_annotations(self.python)
@@ -181,6 +183,7 @@ class _SimulatedJit:
             tuple(divisible),
             num_warps=num_warps,
             num_stages=num_stages,
+            fp_fusion=fp_fusion,
         )
         record = TritonLaunch(request, Launch(grid, (1,), values), tuple(sizes))
         self.launches.append(record)
@@ -189,9 +192,7 @@ class _SimulatedJit:
             record.launch = Launch(grid, (32 * module.num_warps,), values, module.shared_bytes)
             kernel = parsed(module.ptx)[module.symbol]
             result = ptx.run(kernel, record.launch, extra_pointers=SCRATCH_POINTERS)
-            # Triton stores replicated lanes; where a reduction's combine function is not symmetric to the last bit they
-            # differ by rounding, and which one is kept is up to the hardware
-            record.result = result.check(allow=frozenset({"ambiguous"}))
+            record.result = result.check()
             _write_back(record.launch, record.result.buffers)
 
 

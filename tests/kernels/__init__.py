@@ -1,1 +1,0 @@
-"""The GPU kernels through their launchers, on devices made of the executors in ``tests/gpusim``."""
