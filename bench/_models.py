@@ -58,3 +58,75 @@ def sd_unet(
         "return_dict": False,
     }
     return randomise(model), inputs
+
+
+def dit(
+    batch: int = 1, size: int = 32, layers: int = 6, heads: int = 6, head_dim: int = 64
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A DiTTransformer2DModel of the width of DiT-S with half its depth, and inputs for it.
+
+    Args:
+        batch: Samples.
+        size: Height and width of the latents (32 for images of 256 pixels).
+        layers: Blocks (28 in DiT-XL).
+        heads: Attention heads (16 there).
+        head_dim: Channels of a head (72 there).
+
+    Returns:
+        The model and keyword arguments to call it with.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=4,
+        out_channels=8,
+        num_layers=layers,
+        sample_size=size,
+        patch_size=2,
+        norm_type="ada_norm_zero",
+        num_embeds_ada_norm=1000,
+    )
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "hidden_states": torch.randn(batch, 4, size, size, generator=generator),
+        "timestep": torch.full((batch,), 500),
+        "class_labels": torch.full((batch,), 7),
+        "return_dict": False,
+    }
+    return randomise(model), inputs
+
+
+def edm_unet(
+    batch: int = 1, size: int = 32, channels: tuple[int, ...] = (64, 128, 128)
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A UNet2DModel in pixel space with attention on its middle level, and inputs for it.
+
+    Args:
+        batch: Samples.
+        size: Height and width of the images.
+        channels: Channels per level.
+
+    Returns:
+        The model and keyword arguments to call it with.
+    """
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=64,
+    )
+    generator = torch.Generator().manual_seed(1)
+    inputs = {
+        "sample": torch.randn(batch, 3, size, size, generator=generator),
+        "timestep": torch.full((batch,), 500),
+        "return_dict": False,
+    }
+    return randomise(model), inputs

@@ -1,4 +1,4 @@
-"""What ``br.jvp`` does with a model: which functions have rules, which fall back, where tangents stop, what it costs."""
+"""What ``br.jvp`` does with a model: which functions have rules, which fall back, where tangents stop, the cost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def explain(
     for (route, name), n in session.calls.most_common():
         by_route[route][name] = n
     seconds: dict[str, float] = {}
-    for (_, name), s in session.seconds.most_common():
+    for (_, name), s in sorted(session.seconds.items(), key=lambda item: -item[1]):
         seconds[name] = seconds.get(name, 0.0) + s
     primal = by_route["primal"]
     return Explanation(

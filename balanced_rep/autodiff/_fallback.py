@@ -75,7 +75,7 @@ def fallback(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         layout[:] = [tree, [isinstance(o, Tensor) for o in outputs]]
         return tuple(o for o in outputs if isinstance(o, Tensor))
 
-    def one(*ts: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def one(*ts: Tensor) -> Any:
         return torch.func.jvp(call, primals, ts)
 
     values, tangents_out = _all_tangents(one, tangents, name)
@@ -93,7 +93,7 @@ def _join(value: Tensor, tangents: Tensor) -> Tensor:
 def _all_tangents(one: Callable[..., Any], tangents: tuple[Tensor, ...], name: str) -> Any:
     with differentiable():
         try:
-            return torch.func.vmap(one, out_dims=(None, 0))(*tangents)
+            return torch.func.vmap(one, out_dims=(None, 0))(*tangents)  # pyright: ignore[reportArgumentType]
         except (RuntimeError, NotImplementedError, ValueError) as error:
             first = error
         try:  # without a batching rule: one tangent at a time

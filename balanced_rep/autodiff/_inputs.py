@@ -120,8 +120,8 @@ def _check(name: str, x: Any, t: Any, *, alone: bool) -> int:
             )
     if not x.is_floating_point():
         raise TypeError(
-            f"br.jvp: {name} is {x.dtype}: only floating-point inputs have tangents. Pass None as {tangent} if it is an "
-            "index or a mask, or convert it"
+            f"br.jvp: {name} is {x.dtype}: only floating-point inputs have tangents. Pass None as {tangent} if it is "
+            "an index or a mask, or convert it"
         )
     if t.shape[1:] != x.shape or t.dim() != x.dim() + 1:
         hint = ""

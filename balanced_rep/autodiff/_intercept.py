@@ -101,6 +101,8 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
     if name in known.METADATA or (name in known.METADATA_FIELDS and getattr(func, "__name__", "") == "__get__"):
         with _WITHOUT_DUALS():
             return "metadata", func(*args, **kwargs)
+    if getattr(func, "__name__", "") in ("__set__", "__delete__"):
+        raise UnsupportedError(f"br.jvp: x.{name} = ... on a value with tangents is not supported; make a new tensor")
     out = kwargs.get("out")
     if out is not None:
         route, result = _route(session, func, name, args, {k: v for k, v in kwargs.items() if k != "out"})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch._C._functorch import get_interpreter_stack
 
 from balanced_rep.autodiff import _rules as _rules  # registers the rules
 from balanced_rep.autodiff._inputs import Inputs, read_inputs
@@ -97,7 +98,7 @@ jvp._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _inside_transform() -> bool:
-    stack = torch._C._functorch.get_interpreter_stack()
+    stack = get_interpreter_stack()
     return bool(stack) or torch.autograd.forward_ad._current_level >= 0
 
 
@@ -107,8 +108,8 @@ def _refuse_graph(inputs: Inputs) -> None:
     for x, t in zip(inputs.leaves, inputs.tangents, strict=True):
         if t is not None and (t.requires_grad or (x.requires_grad and not isinstance(x, torch.nn.Parameter))):
             raise ValueError(
-                "br.jvp: a primal or tangent requires grad, but the result carries no autograd graph: its gradient would "
-                "be lost. Pass x.detach(), call under torch.no_grad(), or differentiate with torch.func.grad"
+                "br.jvp: a primal or tangent requires grad, but the result carries no autograd graph: its gradient "
+                "would be lost. Pass x.detach(), call under torch.no_grad(), or differentiate with torch.func.grad"
             )
 
 

@@ -56,7 +56,8 @@ def split_output(output: Any, n_tangents: int) -> tuple[Any, Any, int, int]:
             return x.stack[1:]
         return x.new_zeros((n_tangents, *x.shape)) if isinstance(x, Tensor) else None
 
-    return tree_map(value, output), tree_map(tangent, output), *count
+    values, tangents = tree_map(value, output), tree_map(tangent, output)
+    return values, tangents, count[0], count[1]
 
 
 class Collected:

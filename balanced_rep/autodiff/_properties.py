@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "FACTORIES", "LIKE_FACTORIES", "METADATA", "METADATA_FIELDS", "PRIMAL_DECIDES", "RANDOM", "REFUSED", "TANGENT_STOPS",
-    "VIEWS_WITHOUT_RULE",
+    "FACTORIES", "LIKE_FACTORIES", "METADATA", "METADATA_FIELDS", "PRIMAL_DECIDES", "RANDOM", "REFUSED",
+    "TANGENT_STOPS", "VIEWS_WITHOUT_RULE",
 ]  # fmt: skip
 
 METADATA = frozenset({
@@ -38,8 +38,8 @@ FACTORIES = frozenset(
     {"zeros", "ones", "empty", "full", "empty_strided", "empty_permuted", "eye", "arange", "linspace"}
 )
 LIKE_FACTORIES = frozenset({
-    "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor",
-    "new_empty_strided",
+    "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full",
+    "new_tensor", "new_empty_strided",
 })  # fmt: skip
 
 RANDOM = frozenset({
@@ -80,5 +80,5 @@ REFUSED = {
 VIEWS_WITHOUT_RULE = frozenset({
     "narrow_copy_", "hsplit", "vsplit", "dsplit", "view_as_complex_copy", "adjoint", "ravel", "column_stack_",
     "atleast_1d", "atleast_2d", "atleast_3d", "resolve_conj", "resolve_neg", "conj", "positive", "refine_names",
-    "rename", "align_to", "align_as", "align_tensors", "imag", "values", "indices",
+    "rename", "align_to", "align_as", "align_tensors", "imag", "values", "indices", "H", "mH",
 })  # fmt: skip

@@ -40,7 +40,7 @@ def jvp_reference(f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any])
             y = call(*primals)
             return y, pytree.tree_map(lambda v: v.new_zeros((0, *v.shape)), y)
         # Not out_dims=None for the primal: that refuses what an outer vmap has batched.
-        y, tangents = torch.func.vmap(lambda *ts: torch.func.jvp(call, primals, ts))(
+        y, tangents = torch.func.vmap(lambda *ts: torch.func.jvp(call, primals, ts)[:2])(
             *(inputs.tangents[i] for i in moving)
         )
     return pytree.tree_map(lambda v: v[0], y), tangents

@@ -1,6 +1,6 @@
 """Which function has which rule.
 
-A rule takes the arguments of its function, of which some are :class:`Dual`, and returns what the function returns, with
+A rule takes the arguments of its function, of which some are :class:`~balanced_rep.autodiff.Dual`, and returns what the function returns, with
 Duals where tangents flow. One rule serves all the forms in which torch offers a function: ``F.silu``,
 ``torch.relu`` / ``Tensor.relu``, keyword arguments; in-place forms and ``out=`` follow from it.
 """
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff._dual import Dual
 from balanced_rep.autodiff._properties import REFUSED
 
 __all__ = ["PRODUCTS", "RULES", "Kind", "Rule", "forms", "function_name", "lookup", "register_rule", "rule"]
@@ -23,11 +22,13 @@ __all__ = ["PRODUCTS", "RULES", "Kind", "Rule", "forms", "function_name", "looku
 Kind = Literal["view", "structure", "linear", "pointwise", "norm", "attention", "composite", "library"]
 PRODUCTS = ("linear", "attention")  # under autocast these take all operands in one lower dtype
 
-_NAMESPACES = (torch, Tensor, F, torch._C._nn, torch.special)
+_NATIVE: Any = torch._C._nn  # pyright: ignore[reportAttributeAccessIssue]
+_NAMESPACES = (torch, Tensor, F, _NATIVE, torch.special)
 _ALIASES = {
     "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__isub__": "sub_", "__mul__": "mul",
     "__rmul__": "mul", "__imul__": "mul_", "__truediv__": "div", "__div__": "div", "__itruediv__": "div_",
-    "__idiv__": "div_", "__neg__": "neg", "__matmul__": "matmul", "__pow__": "pow", "__ipow__": "pow_", "__abs__": "abs",
+    "__idiv__": "div_", "__neg__": "neg", "__matmul__": "matmul", "__pow__": "pow", "__ipow__": "pow_",
+    "__abs__": "abs",
     "__pos__": "positive", "__rtruediv__": "__rdiv__", "subtract": "sub", "multiply": "mul", "divide": "div",
     "true_divide": "div", "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "clip": "clamp", "expit": "sigmoid",
@@ -107,7 +108,7 @@ def function_name(func: Any) -> str:
 
 def _torch_inplace() -> set[Any]:
     if not _INPLACE:
-        for space in (Tensor, torch, F, torch._C._nn):
+        for space in (Tensor, torch, F, _NATIVE):
             _INPLACE.update(f for n in dir(space) if n.endswith("_") and callable(f := getattr(space, n)))
     return _INPLACE
 
@@ -121,7 +122,7 @@ def register_rule(
     """Teaches ``br.jvp`` a function of another library, or replaces a rule.
 
     The rule is called as ``fn(*args, **kwargs)`` with the arguments of the function, of which at least one is a
-    :class:`Dual`, and returns what the function returns, with :func:`dual` wherever tangents flow. Inside it, torch
+    :class:`~balanced_rep.autodiff.Dual`, and returns what the function returns, with :func:`dual` wherever tangents flow. Inside it, torch
     functions see plain tensors only: use ``x.primal`` (shape of ``x``), ``x.tangents`` (K, shape of ``x``) and
     ``x.stack``. It must not write into its arguments.
 
@@ -138,7 +139,7 @@ def register_rule(
     Raises:
         TypeError: If a target cannot be seen by an interceptor.
     """
-    several = targets if isinstance(targets, list | tuple | set) else [targets]
+    several: list[Any] = [*targets] if isinstance(targets, list | tuple | set) else [targets]
     for target in several:
         target = getattr(target, "_opoverload", target)  # a CustomOpDef
         if not callable(target):
@@ -147,9 +148,6 @@ def register_rule(
         RULES[target] = entry
         if (packet := getattr(target, "overloadpacket", None)) is not None:
             RULES[packet] = entry
-        if (overloads := getattr(target, "overloads", None)) is not None and callable(overloads):
-            RULES.update({getattr(target, o): entry for o in overloads()})
+        if isinstance(target, torch._ops.OpOverloadPacket):
+            RULES.update({getattr(target, name): entry for name in target.overloads()})
     return fn
-
-
-_ = Dual  # the docstrings above refer to it

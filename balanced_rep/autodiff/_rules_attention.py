@@ -39,7 +39,7 @@ def _attention(
     y = q0.new_empty((n_slots, *shape, query.shape[-2], value.shape[-1]))
     out = y.view(n_slots, -1, *y.shape[-2:])  # (1 + K, batch x heads, rows, channels)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    for group, rows in _tiles(n_slots - 1, *out.shape[1:3], k0.shape[-2], out.device):
+    for group, rows in _tiles(n_slots - 1, out.shape[1], out.shape[2], k0.shape[-2], out.device):
         pick = (group, rows)
         m = None if mask is None else _tile(mask, shape, *pick)
         mt = None if mask_t is None else _tile(mask_t, shape, *pick, extra=1)
@@ -118,7 +118,7 @@ def _tangents(
     if mask is None:
         p = torch.softmax(scores, -1)
     else:
-        p = torch._safe_softmax(scores.add_(mask.to(scores.dtype)), -1)
+        p = torch.ops.aten._safe_softmax(scores.add_(mask.to(scores.dtype)), -1)
     y = torch.matmul(p, v)
     h = None
     if qt is not None:
@@ -157,7 +157,7 @@ def _multi_head_attention(
     if need_weights and not is_dual(query) and not is_dual(key):
         return NotImplemented
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    weights = (q_proj_weight, k_proj_weight, v_proj_weight) if in_proj_weight is None else in_proj_weight.chunk(3)
+    weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight) if in_proj_weight is None else in_proj_weight.chunk(3)
     q, k, v = (
         _split_heads(F.linear(x, w, b), num_heads) for x, w, b in zip((query, key, value), weights, biases, strict=True)
     )

@@ -20,7 +20,7 @@ PRODUCT = "t' = t_a b + a t_b"
 
 
 @rule("linear", kind="linear", formula="t' = t W^T (+ x t_W^T + t_b)")
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Dual:
+def _linear(input: Any, weight: Any, bias: Tensor | None = None) -> Dual:
     if is_dual(weight):
         y = _matmul(input, Dual(weight.stack.transpose(-1, -2)) if weight.dim() > 1 else weight).stack
     elif isinstance(input, Dual):

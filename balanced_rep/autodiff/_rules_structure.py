@@ -165,8 +165,8 @@ def _gather(input: Dual, dim: int, index: Tensor, *, sparse_grad: bool = False) 
 
 @rule("repeat", "tile", kind="structure", formula=SAME)
 def _repeat(input: Dual, *repeats: Any, **kwargs: Any) -> Dual:
-    by = repeats or (kwargs.get("repeats", kwargs.get("dims")),)
-    by = list(by[0] if len(by) == 1 and not isinstance(by[0], int) else by)
+    given: Any = repeats or (kwargs.get("repeats", kwargs.get("dims")),)
+    by: list[int] = list(given[0] if len(given) == 1 and not isinstance(given[0], int) else given)
     by = [1] * (input.dim() - len(by)) + by
     s = input.stack
     return Dual(s.reshape(s.shape[0], *[1] * (len(by) - input.dim()), *s.shape[1:]).repeat(1, *by))
@@ -230,7 +230,7 @@ RULES[F.fold] = Rule("fold", "structure", lambda input, *a, **k: on_rows(lambda 
 
 
 @rule("masked_fill", kind="structure", formula="t' = t where not mask, else 0")
-def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+def _masked_fill(input: Any, mask: Tensor, value: Any) -> Tensor:
     if is_dual(value):
         return _where(mask, value, input)
     y = input.stack.masked_fill(mask, 0)
@@ -260,7 +260,7 @@ RULES[Tensor.where] = Rule(
 )
 
 
-def _tangents(x: Dual, ndim: int, dtype: torch.dtype) -> Tensor:
+def _tangents(x: Any, ndim: int, dtype: torch.dtype) -> Tensor:
     t = x.stack[1:].to(dtype)
     return t.reshape(t.shape[0], *[1] * (ndim + 1 - t.dim()), *t.shape[1:])
 
@@ -292,6 +292,10 @@ def _setitem(input: Any, index: Any, value: Any) -> None:
 RULES[Tensor.__setitem__] = Rule("__setitem__", "structure", _setitem, "t[index] = t_value")
 
 
+def _filled(input: Tensor, value: Any) -> Tensor:
+    return _broadcast(value if is_dual(value) else torch.as_tensor(value), input.shape)
+
+
 def _copy(input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     return _broadcast(src, input.shape)
 
@@ -304,8 +308,5 @@ def _broadcast(x: Tensor, shape: torch.Size) -> Tensor:
 
 
 RULES[Tensor.copy_] = Rule("copy_", "structure", _copy, SAME)
-RULES[Tensor.fill_] = Rule(
-    "fill_", "structure", lambda input, value: _broadcast(value if is_dual(value) else torch.as_tensor(value), input.shape),
-    "t' = 0",
-)  # fmt: skip
+RULES[Tensor.fill_] = Rule("fill_", "structure", lambda input, value: _filled(input, value), "t' = 0")
 RULES[Tensor.zero_] = Rule("zero_", "structure", lambda input: torch.zeros(()).expand(input.shape), "t' = 0")

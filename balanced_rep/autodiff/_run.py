@@ -26,7 +26,7 @@ def run(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], se
     """Calls ``f`` with everything in place that makes its functions carry tangents."""
     before = _rng_state()
     if "torch._dynamo" in sys.modules:  # else nothing can be compiled
-        result = torch._dynamo.disable(_eagerly)(f, args, kwargs, session)
+        result = torch._dynamo.disable(_eagerly)(f, args, kwargs, session)  # pyright: ignore[reportCallIssue]
     else:
         result = _call(f, args, kwargs, session)
     if before is not None and not torch.equal(before, torch.get_rng_state()):

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +40,7 @@ class Session:
     strict: bool = False
     module: nn.Module | None = None
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     reasons: dict[str, str] = field(default_factory=dict)
     timed: bool = False
     fresh: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)

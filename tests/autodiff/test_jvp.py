@@ -228,8 +228,8 @@ def test_explain_tells_where_they_stop(x: Tensor):
 
 
 def test_an_output_that_does_not_move_is_said(x: Tensor, t: Tensor):
-    with pytest.warns(UserWarning, match="products are zero.*detach"):
-        y, jv = jvp(lambda x: x.detach() * 2, x, t)
+    with pytest.warns(UserWarning, match=r"products are zero.*detach"):
+        _, jv = jvp(lambda x: x.detach() * 2, x, t)
     assert not jv.any()
     assert jv.shape == (5, 3, 6)
 
@@ -261,16 +261,16 @@ def test_fallback(f: Callable, agrees: Callable, draw: Callable):
 
 
 def test_strict_refuses_a_fallback_by_name(x: Tensor, t: Tensor):
-    with pytest.raises(FallbackError, match="lgamma has no multi-tangent rule"):
+    with pytest.raises(FallbackError, match=r"lgamma has no multi-tangent rule"):
         jvp(torch.lgamma, x, t, strict=True)
-    with pytest.raises(FallbackError, match="conv1d"):  # a rule that does not cover this call
+    with pytest.raises(FallbackError, match=r"conv1d"):  # a rule that does not cover this call
         jvp(lambda x: F.conv1d(x[None], x.view(2, 3, 3)), x, t, strict=True)
 
 
 def test_a_function_without_derivative_is_named(x: Tensor, t: Tensor):
     with pytest.raises(UnsupportedError, match=r"cdist has no rule, and torch cannot differentiate it"):
         jvp(lambda x: torch.cdist(x, x + 1), x, t)
-    with pytest.raises(UnsupportedError, match="gammainc"):
+    with pytest.raises(UnsupportedError, match=r"gammainc"):
         jvp(lambda x: torch.special.gammainc(x.abs(), x.abs()), x, t)
 
 
@@ -287,44 +287,44 @@ def test_shapes_and_dtypes_that_do_not_match(x: Tensor, t: Tensor):
         jvp(net, x, t.float())
     with pytest.raises(ValueError, match=r"5 for primals\[0\], 4 for primals\[1\]"):
         jvp(torch.add, (x, x), (t, t[:4]))
-    with pytest.raises(TypeError, match="int64.*only floating-point"):
+    with pytest.raises(TypeError, match=r"int64.*only floating-point"):
         jvp(net, torch.arange(3), torch.zeros(1, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="1 primals but 2 tangents"):
+    with pytest.raises(ValueError, match=r"1 primals but 2 tangents"):
         jvp(net, (x,), (t, t))
-    with pytest.raises(TypeError, match="is a tuple of 1"):
+    with pytest.raises(TypeError, match=r"is a tuple of 1"):
         jvp(net, (x,), t)
-    with pytest.raises(TypeError, match="primals is a list"):
+    with pytest.raises(TypeError, match=r"primals is a list"):
         jvp(net, [x], [t])
-    with pytest.raises(ValueError, match="another structure"):
+    with pytest.raises(ValueError, match=r"another structure"):
         jvp(lambda d: d["a"], {"a": x}, {"b": t})
-    with pytest.raises(ValueError, match="no primal has a tangent"):
+    with pytest.raises(ValueError, match=r"no primal has a tangent"):
         jvp(net, x, None)
-    with pytest.raises(TypeError, match="float, which has no tangent"):
+    with pytest.raises(TypeError, match=r"float, which has no tangent"):
         jvp(lambda x, s: x * s, (x, 2.0), (t, t))
-    with pytest.raises(ValueError, match="on meta"):
+    with pytest.raises(ValueError, match=r"on meta"):
         jvp(net, x, t.to("meta"))
-    with pytest.raises(TypeError, match="sparse"):
+    with pytest.raises(TypeError, match=r"sparse"):
         jvp(net, x.to_sparse(), t)
-    with pytest.raises(ValueError, match="chunk_size=0"):
+    with pytest.raises(ValueError, match=r"chunk_size=0"):
         jvp(net, x, t, chunk_size=0)
-    with pytest.raises(TypeError, match="cannot be called"):
+    with pytest.raises(TypeError, match=r"cannot be called"):
         jvp(3, x, t)
-    with pytest.raises(TypeError, match="NoneType without a tensor"):
+    with pytest.raises(TypeError, match=r"NoneType without a tensor"):
         jvp(lambda x: None, x, t)
-    with pytest.raises(ValueError, match="requires grad"):
+    with pytest.raises(ValueError, match=r"requires grad"):
         jvp(net, x.clone().requires_grad_(), t)
-    with pytest.raises(ValueError, match="requires grad"):
+    with pytest.raises(ValueError, match=r"requires grad"):
         jvp(net, x, t.clone().requires_grad_())
 
 
 def test_output_names(x: Tensor, t: Tensor):
-    with pytest.raises(TypeError, match="needs f to be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"needs f to be a torch.nn.Module"):
         jvp(torch.sin, x, t, output="0")
-    with pytest.raises(ValueError, match="no module '9'"):
+    with pytest.raises(ValueError, match=r"no module '9'"):
         jvp(_net(), x, t, output="9")
     unused = nn.ModuleDict({"used": nn.Linear(6, 6, dtype=F64), "unused": nn.Linear(6, 6)})
     unused.forward = lambda x: unused["used"](x)
-    with pytest.raises(ValueError, match="without calling its module 'unused'"):
+    with pytest.raises(ValueError, match=r"without calling its module 'unused'"):
         jvp(unused, x, t, output="unused")
 
 
@@ -347,23 +347,20 @@ def test_random_functions_and_training_mode(x: Tensor, t: Tensor):
         with pytest.raises(UnsupportedError, match=r"random|sdpa|scaled_dot"):
             jvp(f, x, t)
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(UnsupportedError, match="random"):
+    with pytest.raises(UnsupportedError, match=r"random"):
         jvp(lambda x: x + torch.randn(6, generator=generator), x, t)
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_raw_memory(x: Tensor, t: Tensor):
-    for f in (
-        lambda x: x.numpy(),
-        lambda x: x.data_ptr(),
-        lambda x: torch.from_dlpack(x),
-        lambda x: x.untyped_storage(),
-    ):
-        with pytest.raises(UnsupportedError, match="raw memory"):
-            jvp(f, x, t)
+    for name in ("numpy", "data_ptr", "untyped_storage", "__dlpack__"):
+        with pytest.raises(UnsupportedError, match=r"raw memory"):
+            jvp(lambda x, name=name: getattr(x, name)(), x, t)
     with pytest.raises(UnsupportedError, match=r"torch.tensor\(x\)"):
         jvp(lambda x: torch.tensor(x), x, t)
-    with pytest.raises(UnsupportedError, match="reinterprets"):
+    with pytest.raises(UnsupportedError, match=r"x.data = "):
+        jvp(lambda x: setattr(x, "data", x * 2), x, t)
+    with pytest.raises(UnsupportedError, match=r"reinterprets"):
         jvp(lambda x: x.as_strided((2,), (1,)), x, t)
 
 
@@ -371,12 +368,12 @@ def test_a_kept_activation_does_not_work_later(x: Tensor, t: Tensor):
     kept: list[Tensor] = []
     jvp(lambda x: (kept.append(x * 2), x)[1], x, t)
     assert kept[0].shape == (3, 6)
-    with pytest.raises(UnsupportedError, match="after br.jvp had returned"):
+    with pytest.raises(UnsupportedError, match=r"after br.jvp had returned"):
         kept[0] + 1
 
 
 def test_nesting_and_dual_inputs(x: Tensor, t: Tensor):
-    with pytest.raises(TypeError, match="cannot be nested"):
+    with pytest.raises(TypeError, match=r"cannot be nested"):
         jvp(lambda x: jvp(torch.sin, x, t)[1], x, t)
 
 
@@ -438,12 +435,12 @@ stored_apply = WithoutJvp.apply
 def test_autograd_functions(x: Tensor, t: Tensor):
     before = torch.autograd.Function.__dict__["apply"]
     for cls in (StraightThrough, OneAtATime):
-        torch.testing.assert_close(jvp(cls.apply, x, t)[1] if False else jvp(lambda x: cls.apply(x), x, t)[1], t)
+        torch.testing.assert_close(jvp(lambda x, cls=cls: cls.apply(x), x, t)[1], t)
         with pytest.raises(FallbackError, match=cls.__name__):
-            jvp(lambda x: cls.apply(x), x, t, strict=True)
-    with pytest.raises(UnsupportedError, match="WithoutJvp.* has no jvp"):
+            jvp(lambda x, cls=cls: cls.apply(x), x, t, strict=True)
+    with pytest.raises(UnsupportedError, match=r"WithoutJvp.* has no jvp"):
         jvp(lambda x: WithoutJvp.apply(x), x, t)
-    with pytest.raises(UnsupportedError, match="WithoutJvp.apply` was stored"):
+    with pytest.raises(UnsupportedError, match=r"WithoutJvp.apply` was stored"):
         jvp(lambda x: stored_apply(x), x, t)
     try:
         register_rule(WithoutJvp, lambda x: dual(x.primal.round(), x.tangents))
@@ -459,14 +456,14 @@ def test_autograd_functions(x: Tensor, t: Tensor):
 def test_scripted_modules_are_refused(x: Tensor, t: Tensor):
     net = _net()
     scripted = torch.jit.trace(net, x)
-    with pytest.raises(UnsupportedError, match="the model is scripted"):
+    with pytest.raises(UnsupportedError, match=r"the model is scripted"):
         jvp(scripted, x, t)
-    with pytest.raises(UnsupportedError, match="module '1' is scripted"):
+    with pytest.raises(UnsupportedError, match=r"module '1' is scripted"):
         jvp(nn.Sequential(net, scripted), x, t)
-    with pytest.raises(UnsupportedError, match="scripted"):
+    with pytest.raises(UnsupportedError, match=r"scripted"):
         jvp(lambda x: scripted(x), x, t)
     function = torch.jit.script(lambda_free)
-    with pytest.raises((UnsupportedError, RuntimeError), match="scripted|TorchScript"):
+    with pytest.raises((UnsupportedError, RuntimeError), match=r"scripted|TorchScript"):
         jvp(lambda x: function(x), x, t)
 
 
@@ -510,7 +507,7 @@ def test_quantised_modules_are_refused_by_name(draw: Callable):
         quantised(torch.zeros(1, 6))
     except (RuntimeError, AttributeError) as error:
         pytest.skip(f"no quantised engine: {error}")
-    with pytest.raises(UnsupportedError, match="quantized.*custom op"):
+    with pytest.raises(UnsupportedError, match=r"quantized.*custom op"):
         jvp(quantised, draw(3, 6).float(), draw(2, 3, 6).float())
 
 
@@ -643,9 +640,9 @@ def test_trace(draw: Callable):
     for g, w in zip(graph(other, t), (y, jv), strict=True):
         torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
     assert all(n.op in ("placeholder", "get_attr", "call_function", "output") for n in graph.graph.nodes)
-    compiled = torch.compile(graph, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(graph, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(other, t)[1], jv)
-    with pytest.raises(ValueError, match="n_tangents=0"):
+    with pytest.raises(ValueError, match=r"n_tangents=0"):
         trace(f, x, 0)
     inner = trace(_net(), draw(3, 6), 2, output="1")
     v = draw(2, 3, 6)

@@ -36,8 +36,9 @@ def unet2d() -> tuple[nn.Module, Tensor, dict[str, Any]]:
     from diffusers import UNet2DModel
 
     model = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32),
+        norm_num_groups=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
     )  # fmt: skip
     return model, _r(2, 3, 8, 8), {"timestep": torch.tensor([5, 9])}
@@ -47,8 +48,9 @@ def unet2d_resnet_sampling() -> tuple[nn.Module, Tensor, dict[str, Any]]:
     from diffusers import UNet2DModel
 
     model = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("ResnetDownsampleBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "ResnetUpsampleBlock2D"),
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32),
+        norm_num_groups=8, down_block_types=("ResnetDownsampleBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "ResnetUpsampleBlock2D"),
         attention_head_dim=8, resnet_time_scale_shift="scale_shift", time_embedding_type="fourier", act_fn="gelu",
     )  # fmt: skip
     return model, _r(2, 3, 8, 8), {"timestep": torch.tensor([0.5, 0.9], dtype=F64)}
@@ -108,7 +110,8 @@ def flux() -> tuple[nn.Module, Tensor, dict[str, Any]]:
     )  # fmt: skip
     ids = torch.arange(48, dtype=F64).view(16, 3) % 4
     rest = {
-        "encoder_hidden_states": _r(2, 5, 32), "pooled_projections": _r(2, 32), "timestep": torch.tensor([0.5, 0.5], dtype=F64),
+        "encoder_hidden_states": _r(2, 5, 32), "pooled_projections": _r(2, 32),
+        "timestep": torch.tensor([0.5, 0.5], dtype=F64),
         "img_ids": ids, "txt_ids": torch.zeros(5, 3), "guidance": torch.tensor([3.5, 3.5], dtype=F64),
     }  # fmt: skip
     return model, _r(2, 16, 16), rest
