@@ -9,6 +9,7 @@ from balanced_rep.testing import assert_moments_close
 
 from .package import OPS, recorded_cuda, run_cuda, run_triton
 from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, needs_nvrtc, needs_triton
+from .triton_aot import compile_triton
 
 
 def every_call(backend, only=lambda op: op.calls):
@@ -45,9 +46,17 @@ def test_cuda_in_the_executor(op, call):
     check_traffic(op, call, args, launches)
 
 
+@pytest.fixture(scope="module")
+def compiled_triton():
+    """Compile in one child process whatever the calls will launch."""
+    ops = [op for op in OPS if op.triton]
+    launches = [launch for op in ops for call in op.calls for launch in run_triton(op, call, run=False)[1]]
+    compile_triton(list({launch.request.key: launch.request for launch in launches}.values()))
+
+
 @needs_triton
 @pytest.mark.parametrize(("op", "call"), every_call("triton"))
-def test_triton_in_the_executor(op, call):
+def test_triton_in_the_executor(compiled_triton, op, call):
     got, _ = run_triton(op, call)
     check(op, got, op.calls[call]())
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -160,5 +161,8 @@ def _compile_one(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    for item in json.load(sys.stdin):
-        _compile_one(item)
+    items = json.load(sys.stdin)
+    for name in {item["module"] for item in items}:
+        importlib.import_module(name)  # once, before the workers are forked
+    with multiprocessing.get_context("fork").Pool(min(len(items), os.cpu_count() or 1)) as pool:
+        pool.map(_compile_one, items, chunksize=1)

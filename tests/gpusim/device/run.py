@@ -1,8 +1,8 @@
 """``make test-gpu``: the tests on this machine's GPU, compute-sanitizer where it is installed, timings; one CSV.
 
 The CSV (``gpu-<device>.csv``) has one row per op, backend and call, each with the device and the versions, so that a
-run on any machine can be sent in as it is. Times are CUDA events, median, 20th and 80th percentile of 30 launches after 5
-warm-up ones, with the L2 cache overwritten before each launch.
+run on any machine can be sent in as it is. Times are CUDA events, median, 20th and 80th percentile of 30 launches after
+5 warm-up ones, with the L2 cache overwritten before each launch.
 """
 
 from __future__ import annotations
