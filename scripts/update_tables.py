@@ -76,7 +76,12 @@ def results(*arguments: str) -> str:
     return importlib.import_module("bench.report").markdown(*arguments)
 
 
-GENERATORS: dict[str, Callable[..., str]] = {"ops": ops, "backends": backends, "results": results}
+def rules() -> str:
+    """Table of the multi-tangent rules."""
+    return importlib.import_module("balanced_rep.autodiff._table").rules_table()
+
+
+GENERATORS: dict[str, Callable[..., str]] = {"ops": ops, "backends": backends, "results": results, "rules": rules}
 
 
 def rewritten(text: str) -> str:

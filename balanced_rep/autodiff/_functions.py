@@ -64,8 +64,8 @@ def _unwrap(args: Any) -> Any:
         cls = sys._getframe(1).f_locals.get("cls")
         name = getattr(cls, "__name__", "?")
         raise UnsupportedError(
-            f"br.jvp: `{name}.apply` was stored in a variable before br.jvp ran{calling_module()}, and is not seen. Call "
-            f"{name}.apply(...) by its class, or register a rule for the function that calls it."
+            f"br.jvp: `{name}.apply` was stored in a variable before br.jvp ran{calling_module()}, and is not seen. "
+            f"Call {name}.apply(...) by its class, or register a rule for the function that calls it."
         )
     return _original_unwrap(args)
 

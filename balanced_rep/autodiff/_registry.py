@@ -1,7 +1,7 @@
 """Which function has which rule.
 
-A rule takes the arguments of its function, of which some are :class:`~balanced_rep.autodiff.Dual`, and returns what the function returns, with
-Duals where tangents flow. One rule serves all the forms in which torch offers a function: ``F.silu``,
+A rule takes the arguments of its function, of which some are :class:`~balanced_rep.autodiff.Dual`, and returns what the
+function returns, with Duals where tangents flow. One rule serves all forms that torch offers of a function: ``F.silu``,
 ``torch.relu`` / ``Tensor.relu``, keyword arguments; in-place forms and ``out=`` follow from it.
 """
 
@@ -122,7 +122,8 @@ def register_rule(
     """Teaches ``br.jvp`` a function of another library, or replaces a rule.
 
     The rule is called as ``fn(*args, **kwargs)`` with the arguments of the function, of which at least one is a
-    :class:`~balanced_rep.autodiff.Dual`, and returns what the function returns, with :func:`dual` wherever tangents flow. Inside it, torch
+    :class:`~balanced_rep.autodiff.Dual`, and returns what the function returns, with
+    :func:`~balanced_rep.autodiff.dual` wherever tangents flow. Inside it, torch
     functions see plain tensors only: use ``x.primal`` (shape of ``x``), ``x.tangents`` (K, shape of ``x``) and
     ``x.stack``. It must not write into its arguments.
 

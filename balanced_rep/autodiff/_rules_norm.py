@@ -139,7 +139,7 @@ RULES[torch.batch_norm] = Rule(
     "batch_norm",
     "norm",
     lambda x, w, b, mean, var, training, momentum, eps, *_: _batch_norm(x, mean, var, w, b, training, momentum, eps),
-    "t' = w t / sqrt(running_var + eps)",
+    "t' = w t / sqrt(running_var + eps) (eval mode; refused in training)",
 )
 
 

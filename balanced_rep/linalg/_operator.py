@@ -148,7 +148,7 @@ class JacobianOperator:
         call = self._f if self._output is None else capture(self._f, self._output)  # pyright: ignore[reportArgumentType]
         cotangents = rows.reshape(k, *self._y_shape)
         with torch.enable_grad(), differentiable(), _frozen(self._f):
-            _, pull = torch.func.vjp(lambda x: call(x, **self._kwargs), self._x)
+            pull = torch.func.vjp(lambda x: call(x, **self._kwargs), self._x)[1]
             try:
                 (t,) = torch.func.vmap(pull)(cotangents)
             except RuntimeError as error:  # a backward without a batching rule
@@ -187,7 +187,8 @@ class JacobianOperator:
 
         columns = through(self.__matmul__), through(self.T.__matmul__)
         vectors = (lambda v: columns[0](v.reshape(-1)), lambda v: columns[1](v.reshape(-1)))
-        return LinearOperator(
+        make: Any = LinearOperator
+        return make(
             self.shape, matvec=vectors[0], rmatvec=vectors[1], matmat=columns[0], rmatmat=columns[1], dtype=numpy_dtype
         )
 
