@@ -1,5 +1,6 @@
 // The moments op: chooses by pooling, and by rows or columns as the driver planned.
-#include "moments_row.inl"
+#pragma once
+
 #include "moments_columns.inl"
 
 namespace balanced_rep {
@@ -11,12 +12,13 @@ inline void row_items(const MomentsTask& task, int64_t first_item, int64_t last_
   const Reduction& r = task.r;
   int64_t segment = first_item % r.n_segments;
   Walker in(r.kept, 0, first_item / r.n_segments), out(r.kept, r.kept_out, 0, first_item / r.n_segments);
+  Emitter emitter(task.out, task.field_stride);
   for (int64_t item = first_item; item < last_item; ++item) {
     const int64_t first = segment * r.segment, last = first + r.segment < r.n_reduced ? first + r.segment : r.n_reduced;
     State s = empty_state();
     for_each_chunk<T, kPool>(static_cast<const T*>(r.x) + in.offset, r, first, last,
                              [&](const auto* p, int64_t n) { add_run(p, n, task, s); });
-    emit(s, task.out + segment * r.n_kept + out.offset, task.field_stride);
+    emitter.add(s, segment * r.n_kept + out.offset);
     if (++segment == r.n_segments) {
       segment = 0;
       in.next();
@@ -49,6 +51,7 @@ void moments_items(const MomentsTask& task, int64_t first_item, int64_t last_ite
 // Joins the segments of outputs [first, last), in order.
 void merge_segments(const MomentsTask& task, double* out, int64_t first, int64_t last) {
   const int64_t n_kept = task.r.n_kept;
+  Emitter emitter(out, n_kept);
   for (int64_t i = first; i < last; ++i) {
     State s = empty_state();
     for (int64_t segment = 0; segment < task.r.n_segments; ++segment) {
@@ -62,7 +65,7 @@ void merge_segments(const MomentsTask& task, double* out, int64_t first, int64_t
         merge(s, next);
       }
     }
-    emit(s, out + i, n_kept);
+    emitter.add(s, i);
   }
 }
 

@@ -6,6 +6,9 @@
 // eight lines compete for one set of the cache where the row stride is a multiple of 4096 bytes. The sums of a strip
 // wait in L1. Pivots follow moments_row.inl: mean so far; a sample of rows, checked, in the first panel. A column that
 // fails a check is redone by itself, exactly: not finite, out of range, or a first panel far from its sample.
+#pragma once
+
+#include "moments_row.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -15,28 +18,39 @@ constexpr int kRows = 8;
 constexpr int kFlushRows = 64;
 constexpr int kPooledPanel = 16;
 
+// Which columns a strip holds. Strips lie side by side; where a load of two vectors splits into even and odd elements
+// (Interleaved), two neighbours share their columns that way. The last ones end with the block, so they may repeat
+// columns of their neighbours.
+template <class T>
+struct Strips {
+  static constexpr int kLanes = Simd<RealOf<T>>::kLanes;
+  static constexpr int kTogether = Interleaved<T>::value ? 2 : 1;
+  static constexpr int kWidth = kTogether * kLanes;  // least number of columns
+  BR_INLINE static int count(int64_t n_cols) { return static_cast<int>((n_cols + kWidth - 1) / kWidth) * kTogether; }
+  BR_INLINE static int64_t first_column(int64_t strip, int64_t n_cols) {
+    const int64_t j = strip / kTogether * kWidth;
+    return j + kWidth <= n_cols ? j : n_cols - kWidth;
+  }
+  BR_INLINE static int64_t column(int64_t strip, int lane, int64_t n_cols) {
+    return first_column(strip, n_cols) + lane * kTogether + strip % kTogether;
+  }
+};
+
 template <class Real>
 struct Strip {
   Sums<Real> sums;
   VecOf<Real> minus_pivot, scale;  // d = x * scale + minus_pivot
 };
 
-// Slots are lanes of strips in order. The last strip ends with the block, so it may share columns with its neighbour.
+// States of neighbouring slots (lanes of strips, in order), field by field. They share their count.
+enum Field { kMean, kM2, kM3, kM4, kL1, kLo, kHi, kActive, kNonfinite, kStateFields };
+
 template <class Real>
 struct ColumnStates {
-  static constexpr int kSlots = kColumnBlock + Simd<Real>::kLanes;
+  static constexpr int kSlots = kColumnBlock + 2 * Simd<Real>::kLanes;
   double n;
-  double mean[kSlots], m2[kSlots], m3[kSlots], m4[kSlots], l1[kSlots], lo[kSlots], hi[kSlots], active[kSlots],
-      nonfinite[kSlots];
   bool all_finite;
-};
-
-// States of the lanes of one strip, field by field.
-template <class Real>
-struct LaneStates {
-  static constexpr int kLanes = Simd<Real>::kLanes;
-  double mean[kLanes], m2[kLanes], m3[kLanes], m4[kLanes], l1[kLanes], lo[kLanes], hi[kLanes], active[kLanes],
-      nonfinite[kLanes];
+  double fields[kStateFields][kSlots];
 };
 
 // Biased exponents as integers: scale = 2^-floor(log2 spread), within the normal numbers.
@@ -68,12 +82,13 @@ BR_INLINE void set_frame(VecOf<Real> mean, VecOf<Real> spread, Strip<Real>& stri
   strip.minus_pivot = -keep(bit_cast<I>(pivot - pivot == V{}), pivot);
 }
 
-template <class T>
+// kOdd: the second of two strips that share their columns.
+template <class T, bool kOdd>
 BR_INLINE void sample_rows(const T* const* rows, int n, int64_t j, Strip<RealOf<T>>& strip) {
   typedef RealOf<T> Real;
   VecOf<Real> sum{}, lo = splat(static_cast<Real>(__builtin_inf())), hi = -lo;
   for (int k = 0; k < n; ++k) {
-    const VecOf<Real> x = load(rows[k] + j);
+    const VecOf<Real> x = load_strip<kOdd>(rows[k] + j);
     sum += x;
     lo = min_of(lo, x);
     hi = max_of(hi, x);
@@ -83,29 +98,29 @@ BR_INLINE void sample_rows(const T* const* rows, int n, int64_t j, Strip<RealOf<
 
 template <class Real>
 BR_INLINE void frame_of_state(const ColumnStates<Real>& s, int slot, Strip<Real>& strip) {
-  const auto spread = [&](int k) { return load(s.hi + slot + k) - load(s.lo + slot + k); };
-  const auto mean = [&](int k) { return load(s.mean + slot + k); };
+  const auto spread = [&](int k) { return load(s.fields[kHi] + slot + k) - load(s.fields[kLo] + slot + k); };
+  const auto mean = [&](int k) { return load(s.fields[kMean] + slot + k); };
   set_frame<Real>(narrow<Real>(mean), narrow<Real>(spread), strip);
 }
 
 // Adds n <= kRows rows; the caller passes kRows as a constant where it can, so that the loop unrolls.
-template <class T>
+template <class T, bool kOdd>
 BR_INLINE void add_rows(const T* const* rows, int n, int64_t j, VecOf<RealOf<T>> limit, Strip<RealOf<T>>& strip) {
   Registers<RealOf<T>> registers(strip.sums);
   int k = 0;
 #pragma GCC unroll 4
   for (; k + 2 <= n; k += 2) {
-    registers.add(load(rows[k] + j), load(rows[k + 1] + j), strip.scale, strip.minus_pivot, limit);
+    registers.add(load_strip<kOdd>(rows[k] + j), load_strip<kOdd>(rows[k + 1] + j), strip.scale, strip.minus_pivot,
+                  limit);
   }
-  if (k < n) registers.add(load(rows[k] + j), strip.scale, strip.minus_pivot, limit);
+  if (k < n) registers.add(load_strip<kOdd>(rows[k] + j), strip.scale, strip.minus_pivot, limit);
   registers.put_aside(strip.sums);
   registers.put_extremes(strip.sums);
 }
 
 // Puts the float32 sums of a strip aside: no sum has more than kFlushRows / kRows terms before it is added to the next.
 template <class Real>
-BR_INLINE void flush(Strip<Real>& strip, Sums<Real>& total) {
-  Sums<Real>& s = strip.sums;
+BR_INLINE void flush(Sums<Real>& s, Sums<Real>& total) {
   total.l1 += s.l1;
   total.d1 += s.d1;
   total.m2 += s.m2;
@@ -114,175 +129,242 @@ BR_INLINE void flush(Strip<Real>& strip, Sums<Real>& total) {
   s.l1 = s.d1 = s.m2 = s.m3 = s.m4 = VecOf<Real>{};
 }
 
-// All strips of a panel. With the last strip of a cache line go requests for that line of the next kRows rows; not
-// earlier, since they may compete for the same set with the lines in use.
+template <class Real>
+BR_INLINE void clear(Sums<Real>& s) {
+  s.l1 = s.d1 = s.m2 = s.m3 = s.m4 = VecOf<Real>{};
+  s.lo = splat(static_cast<Real>(__builtin_inf()));
+  s.hi = -s.lo;
+  s.active = IntVecOf<Real>{};
+}
+
+// kRows rows cross all strips. With the last strip of a cache line go requests for that line of the next kRows rows;
+// not earlier, since they may compete for the same set with the lines in use.
+template <class T, bool kPrefetch>
+BR_INLINE void sweep(const T* const* rows, int64_t n_cols, VecOf<RealOf<T>> limit, Strip<RealOf<T>>* strips) {
+  constexpr int kWidth = Strips<T>::kWidth, kTogether = Strips<T>::kTogether;
+  constexpr int kBytes = kWidth * static_cast<int>(sizeof(T)), kPerLine = kBytes < 64 ? 64 / kBytes : 1;
+  const auto add = [&](int64_t j) __attribute__((always_inline)) {
+    add_rows<T, false>(rows, kRows, j, limit, strips[0]);
+    if (kTogether == 2) add_rows<T, true>(rows, kRows, j, limit, strips[1]);
+    strips += kTogether;
+  };
+  int64_t j = 0;
+  while (j + kPerLine * kWidth <= n_cols) {
+    for (int k = 0; k < kPerLine; ++k, j += kWidth) add(j);
+    if (kPrefetch) {
+      for (int k = 0; k < kRows; ++k) BR_PREFETCH(rows[kRows + k] + j - kWidth);
+    }
+  }
+  for (; j + kWidth <= n_cols; j += kWidth) add(j);
+  if (j < n_cols) add(n_cols - kWidth);
+}
+
 template <class T>
-inline void sum_panel(const T* const* rows, int n_rows, int ahead, int64_t n_cols, bool sample, RealOf<T> threshold,
-                      Strip<RealOf<T>>* strips, Sums<RealOf<T>>* totals) {
-  typedef RealOf<T> Real;
-  constexpr int kLanes = Simd<Real>::kLanes;
-  constexpr int kStripBytes = kLanes * static_cast<int>(sizeof(T)), kPerLine = kStripBytes < 64 ? 64 / kStripBytes : 1;
-  const VecOf<Real> limit = splat(threshold);
-  for (int r = 0; r < n_rows; r += kRows) {
-    const T* const* const now = rows + r;
-    const bool prefetch = r + 2 * kRows <= n_rows + ahead, last = r + kRows >= n_rows;
-    const bool full = r + kRows <= n_rows;
-    for (int64_t s = 0, j = 0; j < n_cols; ++s, j += kLanes) {
-      const int64_t at = j + kLanes <= n_cols ? j : n_cols - kLanes;
-      if (sample && r == 0) sample_rows(now, full ? kRows : n_rows, at, strips[s]);
-      if (full) {
-        add_rows(now, kRows, at, limit, strips[s]);
-      } else {
-        add_rows(now, n_rows - r, at, limit, strips[s]);
-      }
-      if (prefetch && s % kPerLine == kPerLine - 1) {
-        for (int k = 0; k < kRows; ++k) BR_PREFETCH(now[kRows + k] + at);
-      }
-      if (last || (r + kRows) % kFlushRows == 0) flush(strips[s], totals[s]);
+BR_INLINE void sweep_rest(const T* const* rows, int n, int64_t n_cols, VecOf<RealOf<T>> limit,
+                          Strip<RealOf<T>>* strips) {
+  const int n_strips = Strips<T>::count(n_cols);
+  for (int s = 0; s < n_strips; ++s) {
+    const int64_t j = Strips<T>::first_column(s, n_cols);
+    if (s % Strips<T>::kTogether == 1) {
+      add_rows<T, true>(rows, n, j, limit, strips[s]);
+    } else {
+      add_rows<T, false>(rows, n, j, limit, strips[s]);
     }
   }
 }
 
-// The sums of a strip as states of its lanes, and the lanes that have to be redone.
+// All rows of a panel; totals are used where there are more than kFlushRows.
+template <class T>
+inline void sum_panel(const T* const* rows, int n_rows, int ahead, int64_t n_cols, RealOf<T> threshold,
+                      Strip<RealOf<T>>* strips, Sums<RealOf<T>>* totals) {
+  const VecOf<RealOf<T>> limit = splat(threshold);
+  const int n_strips = n_rows > kFlushRows ? Strips<T>::count(n_cols) : 0;
+  for (int s = 0; s < n_strips; ++s) clear(totals[s]);
+  int r = 0;
+  for (; r + kRows <= n_rows; r += kRows) {
+    if (r + 2 * kRows <= n_rows + ahead) {
+      sweep<T, true>(rows + r, n_cols, limit, strips);
+    } else {
+      sweep<T, false>(rows + r, n_cols, limit, strips);
+    }
+    if ((r + kRows) % kFlushRows == 0) {
+      for (int s = 0; s < n_strips; ++s) flush(strips[s].sums, totals[s]);
+    }
+  }
+  if (r < n_rows) sweep_rest(rows + r, n_rows - r, n_cols, limit, strips);
+  for (int s = 0; s < n_strips; ++s) flush(totals[s], strips[s].sums);
+}
+
+// The sums of a strip as states of its lanes, field f at b + f * stride; returns the lanes that have to be redone.
 template <class Real>
-BR_INLINE IntVecOf<Real> lane_states(const Strip<Real>& strip, const Sums<Real>& s, double n, bool first,
-                                     LaneStates<Real>& b) {
+BR_INLINE IntVecOf<Real> lane_states(const Strip<Real>& strip, double n, bool outweighs, double* b, int64_t stride) {
   typedef VecOf<Real> V;
   typedef IntVecOf<Real> I;
   typedef Exponent<Real> E;
+  const Sums<Real>& s = strip.sums;
   const V inverse = bit_cast<V>((I{} + (E::kTop << E::kBits)) - bit_cast<I>(strip.scale));
-  const I constant = bit_cast<I>(strip.sums.lo == strip.sums.hi);
+  const I constant = bit_cast<I>(s.lo == s.hi);
   const VecD per_n = splat(1 / n);
-  for (int part = 0; part < Parts<Real>::kCount; ++part) {
-    const int k = part * Simd<double>::kLanes;
+  for (int part = 0; part < Parts<Real>::kCount; ++part, b += Simd<double>::kLanes) {
     const VecD u = widen(inverse, part), d1 = widen(s.d1, part), m2 = widen(s.m2, part), m3 = widen(s.m3, part),
-               m4 = widen(s.m4, part), e = d1 * per_n, ne2 = d1 * e;
-    const VecL flat = widen_mask(constant, part);
-    store_bytes(b.mean + k, select(flat, widen(strip.sums.lo, part), (e - widen(strip.minus_pivot, part)) * u));
-    store_bytes(b.m2 + k, keep(~flat, (m2 - ne2) * u * u));
-    store_bytes(b.m3 + k, keep(~flat, (m3 - e * (3 * m2 - 2 * ne2)) * u * u * u));
-    store_bytes(b.m4 + k, keep(~flat, (m4 - e * (4 * m3 - e * (6 * m2 - 3 * ne2))) * u * u * u * u));
-    store_bytes(b.l1 + k, widen(s.l1, part));
-    store_bytes(b.lo + k, widen(strip.sums.lo, part));
-    store_bytes(b.hi + k, widen(strip.sums.hi, part));
-    store_bytes(b.active + k, widen_count(strip.sums.active, part));
-    store_bytes(b.nonfinite + k, VecD{});
+               m4 = widen(s.m4, part), e = d1 * per_n, ne2 = d1 * e, u2 = u * u, lo = widen(s.lo, part);
+    const VecD c2 = m2 - ne2, c3 = m3 - e * (3 * m2 - 2 * ne2), c4 = m4 - e * (4 * m3 - e * (6 * m2 - 3 * ne2));
+    const VecL varies = ~widen_mask(constant, part);
+    store_bytes(b + kMean * stride, select(varies, (e - widen(strip.minus_pivot, part)) * u, lo));
+    store_bytes(b + kM2 * stride, keep(varies, max_of(c2, VecD{}) * u2));
+    store_bytes(b + kM3 * stride, keep(varies, c3 * u2 * u));
+    store_bytes(b + kM4 * stride, keep(varies, max_of(c4, VecD{}) * u2 * u2));
+    store_bytes(b + kL1 * stride, widen(s.l1, part));
+    store_bytes(b + kLo * stride, lo);
+    store_bytes(b + kHi * stride, widen(s.hi, part));
+    store_bytes(b + kActive * stride, widen_count(s.active, part));
+    store_bytes(b + kNonfinite * stride, VecD{});
   }
   const V count = splat(static_cast<Real>(n)), greatest = splat(static_cast<Real>(largest(Real())));
   I fine = bit_cast<I>(s.m4 <= greatest) & bit_cast<I>(s.m2 >= count * splat(static_cast<Real>(least_square(Real()))));
-  if (first) fine &= bit_cast<I>(splat(Real(1.5)) * s.d1 * s.d1 <= count * s.m2);
+  if (outweighs) fine &= bit_cast<I>(splat(Real(1.5)) * s.d1 * s.d1 <= count * s.m2);
   return ~(bit_cast<I>(s.l1 <= greatest) & (fine | constant));
 }
 
+BR_INLINE State state_at(const double* p, int64_t stride, double n) {
+  return {n,
+          p[kMean * stride],
+          p[kM2 * stride],
+          p[kM3 * stride],
+          p[kM4 * stride],
+          p[kL1 * stride],
+          p[kLo * stride],
+          p[kHi * stride],
+          p[kActive * stride],
+          p[kNonfinite * stride]};
+}
+
+BR_INLINE void put_state(const State& s, double* p, int64_t stride) {
+  p[kMean * stride] = s.mean;
+  p[kM2 * stride] = s.m2;
+  p[kM3 * stride] = s.m3;
+  p[kM4 * stride] = s.m4;
+  p[kL1 * stride] = s.l1;
+  p[kLo * stride] = s.lo;
+  p[kHi * stride] = s.hi;
+  p[kActive * stride] = s.active;
+  p[kNonfinite * stride] = s.nonfinite;
+}
+
 template <class T>
-inline void redo_lanes(const T* const* rows, int n_rows, int64_t j, double threshold, IntVecOf<RealOf<T>> bad,
-                       LaneStates<RealOf<T>>& b, bool& all_finite) {
+__attribute__((noinline)) void redo_lanes(const T* const* rows, int n_rows, int64_t n_cols, int strip, double threshold,
+                                          IntVecOf<RealOf<T>> bad, double* b, int64_t stride, bool& all_finite) {
   typedef Simd<RealOf<T>> S;
   typename S::Int lanes[S::kLanes];
   store_bytes(lanes, bad);
   for (int l = 0; l < S::kLanes; ++l) {
     if (lanes[l] == 0) continue;
-    const State s = exact_state(n_rows, threshold, [&](int64_t i) { return static_cast<double>(to_real(rows[i][j + l])); });
-    b.mean[l] = s.mean, b.m2[l] = s.m2, b.m3[l] = s.m3, b.m4[l] = s.m4, b.l1[l] = s.l1;
-    b.lo[l] = s.lo, b.hi[l] = s.hi, b.active[l] = s.active, b.nonfinite[l] = s.nonfinite;
+    const int64_t j = Strips<T>::column(strip, l, n_cols);
+    const State s = exact_state(n_rows, threshold, [&](int64_t i) { return static_cast<double>(to_real(rows[i][j])); });
+    put_state(s, b + l, stride);
     all_finite &= s.nonfinite == 0;
   }
 }
 
-// merge() of moments_row.inl over the lanes of a strip, which share their counts.
+// merge() of moments_row.inl for the lanes of a strip: b, field f at b + f * kLanes, joins the states from slot on.
 template <class Real>
-BR_INLINE void merge_lanes(const LaneStates<Real>& b, double nb, int slot, ColumnStates<Real>& a) {
+BR_INLINE void merge_lanes(const double* b, double nb, int slot, ColumnStates<Real>& states) {
   constexpr int kLanes = Simd<Real>::kLanes;
-  const double na = a.n, n = na + nb, ra = na / n, rb = nb / n, w = na * rb;
+  const double na = states.n, n = na + nb, ra = na / n, rb = nb / n, w = na * rb;
   const double w3 = w * (ra - rb), w4 = w * (ra * ra - ra * rb + rb * rb);
   for (int l = 0; l < kLanes; l += Simd<double>::kLanes) {
-    const int k = slot + l;
-    const VecD b2 = load(b.m2 + l), b3 = load(b.m3 + l), a2 = load(a.m2 + k), a3 = load(a.m3 + k);
-    const VecD d = load(b.mean + l) - load(a.mean + k), dd = d * d;
-    store_bytes(a.m4 + k, load(a.m4 + k) + load(b.m4 + l) + dd * dd * w4 + 6 * dd * (ra * ra * b2 + rb * rb * a2) +
-                              4 * d * (ra * b3 - rb * a3));
-    store_bytes(a.m3 + k, a3 + b3 + dd * d * w3 + 3 * d * (ra * b2 - rb * a2));
-    store_bytes(a.m2 + k, a2 + b2 + dd * w);
-    store_bytes(a.mean + k, load(a.mean + k) + d * rb);
-    store_bytes(a.l1 + k, load(a.l1 + k) + load(b.l1 + l));
-    store_bytes(a.lo + k, min_of(load(a.lo + k), load(b.lo + l)));
-    store_bytes(a.hi + k, max_of(load(a.hi + k), load(b.hi + l)));
-    store_bytes(a.active + k, load(a.active + k) + load(b.active + l));
+    const auto to = [&](Field f) { return states.fields[f] + slot + l; };
+    const auto old = [&](Field f) { return load(to(f)); };
+    const auto more = [&](Field f) { return load(b + f * kLanes + l); };
+    const VecD a2 = old(kM2), a3 = old(kM3), b2 = more(kM2), b3 = more(kM3), d = more(kMean) - old(kMean), dd = d * d;
+    store_bytes(to(kM4), old(kM4) + more(kM4) + dd * dd * w4 + 6 * dd * (ra * ra * b2 + rb * rb * a2) +
+                             4 * d * (ra * b3 - rb * a3));
+    store_bytes(to(kM3), a3 + b3 + dd * d * w3 + 3 * d * (ra * b2 - rb * a2));
+    store_bytes(to(kM2), a2 + b2 + dd * w);
+    store_bytes(to(kMean), old(kMean) + d * rb);
+    store_bytes(to(kL1), old(kL1) + more(kL1));
+    store_bytes(to(kLo), min_of(old(kLo), more(kLo)));
+    store_bytes(to(kHi), max_of(old(kHi), more(kHi)));
+    store_bytes(to(kActive), old(kActive) + more(kActive));
   }
 }
 
 template <class Real>
-inline void merge_lanes_nonfinite(const LaneStates<Real>& b, double nb, int slot, ColumnStates<Real>& a) {
-  for (int l = 0; l < Simd<Real>::kLanes; ++l) {
-    const int k = slot + l;
-    State s = {a.n, a.mean[k], a.m2[k], a.m3[k], a.m4[k], a.l1[k], a.lo[k], a.hi[k], a.active[k], a.nonfinite[k]};
-    merge(s, {nb, b.mean[l], b.m2[l], b.m3[l], b.m4[l], b.l1[l], b.lo[l], b.hi[l], b.active[l], b.nonfinite[l]});
-    a.mean[k] = s.mean, a.m2[k] = s.m2, a.m3[k] = s.m3, a.m4[k] = s.m4, a.l1[k] = s.l1;
-    a.lo[k] = s.lo, a.hi[k] = s.hi, a.active[k] = s.active, a.nonfinite[k] = s.nonfinite;
+__attribute__((noinline)) void merge_lanes_nonfinite(const double* b, double nb, int slot, ColumnStates<Real>& states) {
+  constexpr int kLanes = Simd<Real>::kLanes;
+  for (int l = 0; l < kLanes; ++l) {
+    double* const p = states.fields[0] + slot + l;
+    State s = state_at(p, ColumnStates<Real>::kSlots, states.n);
+    merge(s, state_at(b + l, kLanes, nb));
+    put_state(s, p, ColumnStates<Real>::kSlots);
   }
 }
 
-template <class Real>
-BR_INLINE void begin_lanes(const LaneStates<Real>& b, int slot, ColumnStates<Real>& a) {
-  for (int l = 0; l < Simd<Real>::kLanes; ++l) {
-    const int k = slot + l;
-    a.mean[k] = b.mean[l], a.m2[k] = b.m2[l], a.m3[k] = b.m3[l], a.m4[k] = b.m4[l], a.l1[k] = b.l1[l];
-    a.lo[k] = b.lo[l], a.hi[k] = b.hi[l], a.active[k] = b.active[l], a.nonfinite[k] = b.nonfinite[l];
-  }
-}
-
-// One panel: rows[0, n_rows), and behind them `ahead` rows that are only prefetched. n_cols is at least one vector.
+// One panel: rows[0, n_rows), and behind them `ahead` rows that are only prefetched.
 template <class T>
 inline void add_panel(const T* const* rows, int n_rows, int ahead, int64_t n_cols, const MomentsTask& task,
                       ColumnStates<RealOf<T>>& states) {
   typedef RealOf<T> Real;
-  constexpr int kLanes = Simd<Real>::kLanes;
-  Strip<Real> strips[kColumnBlock / kLanes + 1];
-  Sums<Real> totals[kColumnBlock / kLanes + 1];
-  const int n_strips = static_cast<int>((n_cols + kLanes - 1) / kLanes);
-  const bool first = states.n == 0;
-  const auto column = [&](int s) { return (s + 1) * kLanes <= n_cols ? s * kLanes : n_cols - kLanes; };
+  constexpr int kLanes = Simd<Real>::kLanes, kMost = ColumnStates<Real>::kSlots / kLanes;
+  Strip<Real> strips[kMost];
+  Sums<Real> totals[kMost];
+  const int n_strips = Strips<T>::count(n_cols), n_sample = n_rows < kRows ? n_rows : kRows;
+  const bool first = states.n == 0, outweighs = states.n < n_rows;
   for (int s = 0; s < n_strips; ++s) {
-    strips[s].sums = totals[s] = zero_sums<Real>();
-    if (!first) frame_of_state(states, s * kLanes, strips[s]);
-  }
-  sum_panel(rows, n_rows, ahead, n_cols, first, threshold_of<Real>(task), strips, totals);
-  for (int s = 0; s < n_strips; ++s) {
-    LaneStates<Real> b;
-    const auto bad = lane_states(strips[s], totals[s], n_rows, first || states.n < n_rows, b);
-    if (any(bad)) redo_lanes(rows, n_rows, column(s), task.threshold, bad, b, states.all_finite);
-    if (first) {
-      begin_lanes(b, s * kLanes, states);
-    } else if (states.all_finite) {
-      merge_lanes(b, n_rows, s * kLanes, states);
+    const int64_t j = Strips<T>::first_column(s, n_cols);
+    clear(strips[s].sums);
+    if (!first) {
+      frame_of_state(states, s * kLanes, strips[s]);
+    } else if (s % Strips<T>::kTogether == 1) {
+      sample_rows<T, true>(rows, n_sample, j, strips[s]);
     } else {
-      merge_lanes_nonfinite(b, n_rows, s * kLanes, states);
+      sample_rows<T, false>(rows, n_sample, j, strips[s]);
+    }
+  }
+  sum_panel(rows, n_rows, ahead, n_cols, threshold_of<Real>(task), strips, totals);
+  for (int s = 0; s < n_strips; ++s) {
+    double fresh[kStateFields * kLanes];
+    double* const b = first ? states.fields[0] + s * kLanes : fresh;
+    const int64_t stride = first ? ColumnStates<Real>::kSlots : kLanes;
+    const auto bad = lane_states(strips[s], n_rows, outweighs, b, stride);
+    if (any(bad)) redo_lanes(rows, n_rows, n_cols, s, task.threshold, bad, b, stride, states.all_finite);
+    if (first) continue;
+    if (states.all_finite) {
+      merge_lanes(fresh, n_rows, s * kLanes, states);
+    } else {
+      merge_lanes_nonfinite(fresh, n_rows, s * kLanes, states);
     }
   }
   states.n += n_rows;
 }
 
-// Writes the states of n_cols columns, field by field; out is the place of the first column.
-template <class Real>
-inline void emit_columns(ColumnStates<Real>& s, int64_t n_cols, double* out, int64_t field_stride, int64_t stride) {
-  constexpr int kLanes = Simd<Real>::kLanes;
-  const int64_t n_strips = (n_cols + kLanes - 1) / kLanes, shared = n_cols < kLanes ? 0 : n_strips * kLanes - n_cols;
-  const int64_t n_slots = n_strips * kLanes;
-  for (int64_t k = 0; k < n_slots; ++k) {
-    const bool constant = (s.lo[k] == s.hi[k]) & (s.nonfinite[k] == 0);
-    s.mean[k] = constant ? s.lo[k] : s.mean[k];
-    s.m2[k] = constant | (s.m2[k] < 0) ? 0.0 : s.m2[k];
-    s.m3[k] = constant ? 0.0 : s.m3[k];
-    s.m4[k] = constant | (s.m4[k] < 0) ? 0.0 : s.m4[k];
+// Copies one field of n_cols columns from slots to columns.
+template <class T>
+BR_INLINE void emit_field(const double* from, int64_t n_cols, double* to, int64_t stride) {
+  constexpr int kLanes = Strips<T>::kLanes, kTogether = Strips<T>::kTogether, kWidth = Strips<T>::kWidth;
+  if (kTogether == 1 && n_cols >= kWidth) {
+    const int64_t plain = n_cols / kLanes * kLanes, shared = (kLanes - n_cols % kLanes) % kLanes;
+    for (int64_t c = 0; c < plain; ++c) to[c * stride] = from[c];
+    for (int64_t c = plain; c < n_cols; ++c) to[c * stride] = from[c + shared];
+    return;
   }
-  const double* fields[kFields] = {nullptr, s.mean, s.m2, s.m3, s.m4, s.l1, s.lo, s.hi, s.active, s.nonfinite};
+  for (int64_t j = 0; j < n_cols; j += kWidth, from += kWidth) {
+    const int64_t at = j + kWidth <= n_cols || n_cols < kWidth ? j : n_cols - kWidth;
+    for (int l = 0; l < kLanes; ++l) {
+      for (int odd = 0; odd < kTogether; ++odd) {
+        const int64_t c = at + l * kTogether + odd;
+        if (c < n_cols) to[c * stride] = from[odd * kLanes + l];
+      }
+    }
+  }
+}
+
+// Writes the states of n_cols columns, summed from rows of T; out is the place of the first column.
+template <class T>
+inline void emit_columns(const ColumnStates<RealOf<T>>& s, int64_t n_cols, double* out, int64_t field_stride,
+                         int64_t stride) {
   for (int64_t c = 0; c < n_cols; ++c) out[c * stride] = s.n;
-  const int64_t n_plain = n_cols < kLanes ? n_cols : n_cols / kLanes * kLanes;
-  for (int f = 1; f < kFields; ++f) {
-    double* const to = out + f * field_stride;
-    for (int64_t c = 0; c < n_plain; ++c) to[c * stride] = fields[f][c];
-    for (int64_t c = n_plain; c < n_cols; ++c) to[c * stride] = fields[f][c + shared];
-  }
+  for (int f = 0; f < kStateFields; ++f) emit_field<T>(s.fields[f], n_cols, out + (f + 1) * field_stride, stride);
 }
 
 // Rows as they lie in memory.
@@ -341,13 +423,17 @@ inline void column_items(const MomentsTask& task, int64_t first_item, int64_t la
     ColumnStates<Real> states;
     states.n = 0;
     states.all_finite = true;
-    if (kPool == kPoolNone && n_cols >= Simd<Real>::kLanes) {
-      if constexpr (kPool == kPoolNone) sum_block(x, n_cols, first, last, task, states);
-    } else {
-      sum_block_buffered<T, kPool>(x, n_cols, first, last, task, states);
-    }
     const int64_t index = Walker(r.kept, r.kept_out, 1, outer).offset + column * r.kept_out[inner];
-    emit_columns(states, n_cols, task.out + segment * r.n_kept + index, task.field_stride, step);
+    double* const out = task.out + segment * r.n_kept + index;
+    if constexpr (kPool == kPoolNone) {
+      if (n_cols >= Strips<T>::kWidth) {
+        sum_block(x, n_cols, first, last, task, states);
+        emit_columns<T>(states, n_cols, out, task.field_stride, step);
+        continue;
+      }
+    }
+    sum_block_buffered<T, kPool>(x, n_cols, first, last, task, states);
+    emit_columns<Real>(states, n_cols, out, task.field_stride, step);
   }
 }
 

@@ -9,13 +9,16 @@
 // e^2 n_a n_b / (n_a + n_b) >= e^2 n_b / 2 to the total m2 (and likewise to m4), while its own rounding error is a few
 // eps n_b e^2. Only a chunk that outweighs everything before it, the first one, has to be near its own mean: it starts
 // from the mean of a sample, is checked, and if need be repeated with the mean just found.
+#pragma once
+
+#include "walk.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
 namespace {
 
-constexpr int kBlockPairs = 32;    // vector pairs summed before the lanes are put aside
-constexpr int kSamplePairs = 8;    // vector pairs whose mean is the first pivot
+constexpr int kBlockPairs = 32;  // vector pairs summed before the lanes are put aside
+constexpr int kSamplePairs = 4;  // vector pairs whose mean is the first pivot
 constexpr int kPrefetchBytes = 2048;
 
 struct State {
@@ -49,20 +52,47 @@ inline void merge(State& a, const State& b) {
   a.nonfinite += b.nonfinite;
 }
 
-// Field f goes to out[f * stride]. A constant sample has no rounding dust in its mean and moments.
-BR_INLINE void emit(const State& s, double* out, int64_t stride) {
+// A constant sample has no rounding dust in its mean and moments, and even moments are not negative.
+BR_INLINE void finish(State& s) {
   const bool constant = s.lo == s.hi && s.nonfinite == 0;
-  out[0] = s.n;
-  out[stride] = constant ? s.lo : s.mean;
-  out[2 * stride] = constant ? 0.0 : s.m2 < 0 ? 0.0 : s.m2;
-  out[3 * stride] = constant ? 0.0 : s.m3;
-  out[4 * stride] = constant ? 0.0 : s.m4 < 0 ? 0.0 : s.m4;
-  out[5 * stride] = s.l1;
-  out[6 * stride] = s.lo;
-  out[7 * stride] = s.hi;
-  out[8 * stride] = s.active;
-  out[9 * stride] = s.nonfinite;
+  s.mean = constant ? s.lo : s.mean;
+  s.m2 = constant || s.m2 < 0 ? 0.0 : s.m2;
+  s.m3 = constant ? 0.0 : s.m3;
+  s.m4 = constant || s.m4 < 0 ? 0.0 : s.m4;
 }
+
+// Writes states to out[field * stride + index]. Neighbours are written together, field by field: the fields of one
+// state may be a multiple of 4096 bytes apart, and would evict each other from the cache.
+class Emitter {
+ public:
+  BR_INLINE Emitter(double* out, int64_t stride) : out_(out), stride_(stride), first_(0), held_(0) {}
+  BR_INLINE ~Emitter() { write(); }
+
+  BR_INLINE void add(State s, int64_t index) {
+    if (held_ == kHeld || index != first_ + held_) {
+      write();
+      first_ = index;
+    }
+    finish(s);
+    states_[held_++] = s;
+  }
+
+ private:
+  static constexpr int kHeld = 16;
+
+  BR_INLINE void write() {
+    for (int f = 0; f < kFields; ++f) {
+      double* const to = out_ + f * stride_ + first_;
+      for (int k = 0; k < held_; ++k) memcpy(to + k, reinterpret_cast<const double*>(states_ + k) + f, sizeof(double));
+    }
+    held_ = 0;
+  }
+
+  double* out_;
+  int64_t stride_, first_;
+  int held_;
+  State states_[kHeld];
+};
 
 template <class Real>
 BR_INLINE Real threshold_of(const MomentsTask& task);
@@ -116,23 +146,26 @@ inline State exact_state(int64_t n, double threshold, Value value) {
   return s;
 }
 
-// ---- scale -----------------------------------------------------------------------------------------------------------
+// ---- scale
+// -----------------------------------------------------------------------------------------------------------
 
 template <class Real>
 struct Scale {
-  Real s;        // a power of two: s * spread is in [1, 2) unless that leaves the range of normal numbers
+  Real s;  // a power of two: s * spread is in [1, 2) unless that leaves the range of normal numbers
   double inverse;
 };
 
 BR_INLINE Scale<float> scale_of(float, double spread) {
   int e = static_cast<int>(bit_cast<uint64_t>(spread) >> 52 & 0x7ff) - 1023;
   e = e < -126 ? -126 : e > 126 ? 126 : e;
-  return {bit_cast<float>(static_cast<uint32_t>(127 - e) << 23), bit_cast<double>(static_cast<uint64_t>(1023 + e) << 52)};
+  return {bit_cast<float>(static_cast<uint32_t>(127 - e) << 23),
+          bit_cast<double>(static_cast<uint64_t>(1023 + e) << 52)};
 }
 BR_INLINE Scale<double> scale_of(double, double spread) {
   int e = static_cast<int>(bit_cast<uint64_t>(spread) >> 52 & 0x7ff) - 1023;
   e = e < -1022 ? -1022 : e > 1022 ? 1022 : e;
-  return {bit_cast<double>(static_cast<uint64_t>(1023 - e) << 52), bit_cast<double>(static_cast<uint64_t>(1023 + e) << 52)};
+  return {bit_cast<double>(static_cast<uint64_t>(1023 - e) << 52),
+          bit_cast<double>(static_cast<uint64_t>(1023 + e) << 52)};
 }
 
 // Where the sums of a chunk are taken: d = x * scale.s - pivot.
@@ -153,7 +186,8 @@ BR_INLINE Frame<Real> frame_at(double mean, double spread) {
   return f;
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------
+// ---- sums
+// ------------------------------------------------------------------------------------------------------------
 
 template <class Real>
 struct Sums {
@@ -164,7 +198,13 @@ struct Sums {
 template <class Real>
 BR_INLINE Sums<Real> zero_sums() {
   typedef VecOf<Real> V;
-  return {V{}, V{}, V{}, V{}, V{}, splat(static_cast<Real>(__builtin_inf())), splat(static_cast<Real>(-__builtin_inf())),
+  return {V{},
+          V{},
+          V{},
+          V{},
+          V{},
+          splat(static_cast<Real>(__builtin_inf())),
+          splat(static_cast<Real>(-__builtin_inf())),
           IntVecOf<Real>{}};
 }
 
@@ -223,7 +263,8 @@ struct Registers {
 };
 
 template <class T>
-BR_INLINE void accumulate(const T* p, int64_t pairs, Frame<RealOf<T>> frame, RealOf<T> threshold, Sums<RealOf<T>>& sums) {
+BR_INLINE void accumulate(const T* p, int64_t pairs, Frame<RealOf<T>> frame, RealOf<T> threshold,
+                          Sums<RealOf<T>>& sums) {
   typedef RealOf<T> Real;
   typedef VecOf<Real> V;
   const V scale = splat(frame.scale.s), minus_pivot = splat(-frame.pivot), limit = splat(threshold);
@@ -271,42 +312,52 @@ BR_INLINE void accumulate_tail(const T* p, int n, Frame<RealOf<T>> frame, RealOf
   }
 }
 
-// Mean and range of a few pairs spread over the chunk: the frame of a chunk that nothing came before.
+// Mean and magnitude of a few pairs spread over the chunk: the frame of a chunk that nothing came before.
 template <class T>
 BR_INLINE Frame<RealOf<T>> sample_frame(const T* p, int64_t pairs) {
   typedef RealOf<T> Real;
   typedef VecOf<Real> V;
   constexpr int kPair = 2 * Simd<Real>::kLanes;
-  const int64_t m = pairs < kSamplePairs ? pairs : kSamplePairs, step = pairs / m * kPair;
-  V sum{}, lo = splat(static_cast<Real>(__builtin_inf())), hi = -lo;
+  const int64_t m = pairs < kSamplePairs ? 1 : kSamplePairs, step = pairs / m * kPair;
+  V sum{}, magnitude{};
   for (int64_t k = 0; k < m; ++k) {
     V x, y;
     load_pair(p + k * step, x, y);
     sum += x + y;
-    lo = min_of(lo, min_of(x, y));
-    hi = max_of(hi, max_of(x, y));
+    magnitude = max_of(magnitude, max_of(abs_of(x), abs_of(y)));
   }
-  const double mean = static_cast<double>(sum_lanes(sum)) / static_cast<double>(m * kPair);
-  return frame_at<Real>(mean, static_cast<double>(max_lane(hi)) - static_cast<double>(min_lane(lo)));
+  const double share = m == 1 ? 1.0 / kPair : 1.0 / (kSamplePairs * kPair);
+  return frame_at<Real>(sum_lanes(sum) * share, static_cast<double>(max_lane(magnitude)));
 }
 
-// The sums of a chunk as a state; moments are moved from the pivot to the mean.
+// The horizontal sums of a chunk.
+struct Totals {
+  double l1, d1, m2, m3, m4, lo, hi, active;
+};
+
 template <class Real>
-BR_INLINE State state_of(double n, double l1, double d1, const Sums<Real>& sums, double m2, double m4, double lo, double hi,
-                         Frame<Real> frame) {
-  const double m3 = sum_lanes(sums.m3), e = d1 / n, u = frame.scale.inverse, ne2 = d1 * e;
-  State s;
-  s.n = n;
-  s.mean = (static_cast<double>(frame.pivot) + e) * u;
-  s.m2 = (m2 - ne2) * u * u;
-  s.m3 = (m3 - e * (3 * m2 - 2 * ne2)) * u * u * u;
-  s.m4 = (m4 - e * (4 * m3 - e * (6 * m2 - 3 * ne2))) * u * u * u * u;
-  s.l1 = l1;
-  s.lo = lo;
-  s.hi = hi;
-  s.active = static_cast<double>(sum_lanes(sums.active));
-  s.nonfinite = 0;
-  return s;
+BR_INLINE Totals totals_of(const Sums<Real>& s) {
+  double first[4];
+  sum_lanes(s.l1, s.d1, s.m2, s.m3, first);
+  return {first[0],        first[1],       first[2],       first[3],
+          sum_lanes(s.m4), min_lane(s.lo), max_lane(s.hi), static_cast<double>(sum_lanes(s.active))};
+}
+
+// A chunk as a state; moments are moved from the pivot to the mean.
+template <class Real>
+BR_INLINE State state_of(double n, const Totals& t, Frame<Real> frame) {
+  const double e = t.d1 / n, ne2 = t.d1 * e, u = frame.scale.inverse, u2 = u * u;
+  const double c3 = t.m3 - e * (3 * t.m2 - 2 * ne2), c4 = t.m4 - e * (4 * t.m3 - e * (6 * t.m2 - 3 * ne2));
+  return {n,
+          (static_cast<double>(frame.pivot) + e) * u,
+          (t.m2 - ne2) * u2,
+          c3 * u2 * u,
+          c4 * u2 * u2,
+          t.l1,
+          t.lo,
+          t.hi,
+          t.active,
+          0};
 }
 
 // Least mean square, in scaled units, whose fourth powers do not underflow.
@@ -328,19 +379,13 @@ inline State chunk_state(const T* p, int n, double threshold, RealOf<T> limit, c
     Sums<Real> sums = zero_sums<Real>();
     accumulate(p, pairs, frame, limit, sums);
     if (n % kPair != 0) accumulate_tail(p, n, frame, limit, sums);
-    const double l1 = sum_lanes(sums.l1);
-    if (!(l1 <= largest(Real()))) break;
-    const double lo = min_lane(sums.lo), hi = max_lane(sums.hi);
-    const double d1 = sum_lanes(sums.d1), m2 = sum_lanes(sums.m2), m4 = sum_lanes(sums.m4);
-    if (lo == hi) {
-      return {static_cast<double>(n), lo, 0, 0, 0, l1, lo, hi, static_cast<double>(sum_lanes(sums.active)), 0};
-    }
-    const bool in_range = m4 <= largest(Real()) && m2 >= n * least_square(Real());
-    if (in_range && (!outweighs || 2 * d1 * d1 <= n * m2)) {
-      return state_of(static_cast<double>(n), l1, d1, sums, m2, m4, lo, hi, frame);
-    }
-    const double found = (static_cast<double>(frame.pivot) + d1 / n) * frame.scale.inverse;
-    frame = frame_at<Real>(found >= lo && found <= hi ? found : 0.5 * lo + 0.5 * hi, hi - lo);
+    const Totals t = totals_of(sums);
+    if (!(t.l1 <= largest(Real()))) break;
+    if (t.lo == t.hi) return {static_cast<double>(n), t.lo, 0, 0, 0, t.l1, t.lo, t.hi, t.active, 0};
+    const bool in_range = t.m4 <= largest(Real()) && t.m2 >= n * least_square(Real());
+    if (in_range && (!outweighs || 5 * t.d1 * t.d1 <= n * t.m2)) return state_of(static_cast<double>(n), t, frame);
+    const double found = (static_cast<double>(frame.pivot) + t.d1 / n) * frame.scale.inverse;
+    frame = frame_at<Real>(found >= t.lo && found <= t.hi ? found : 0.5 * t.lo + 0.5 * t.hi, t.hi - t.lo);
   }
   return exact_state(n, threshold, value);
 }

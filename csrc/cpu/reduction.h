@@ -20,7 +20,8 @@ Plan plan_reduction(const View& view, bool allow_columns);
 // Threads worth starting: none for work that takes less time than waking them.
 inline int useful_threads(int64_t n_elements, int64_t n_items, int n_threads) {
   constexpr int64_t kElementsPerThread = 1 << 15;
-  return static_cast<int>(std::max<int64_t>(1, std::min({int64_t{n_threads}, n_items, n_elements / kElementsPerThread})));
+  return static_cast<int>(
+      std::max<int64_t>(1, std::min({int64_t{n_threads}, n_items, n_elements / kElementsPerThread})));
 }
 
 // run(first, last) over [0, n) in contiguous shares.
@@ -31,8 +32,9 @@ void in_parallel(int64_t n, int threads, Run run) {
     return;
   }
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) run(n / threads * t + std::min<int64_t>(t, n % threads),
-                                        n / threads * (t + 1) + std::min<int64_t>(t + 1, n % threads));
+  for (int t = 0; t < threads; ++t)
+    run(n / threads * t + std::min<int64_t>(t, n % threads),
+        n / threads * (t + 1) + std::min<int64_t>(t + 1, n % threads));
 }
 
 }  // namespace balanced_rep

@@ -118,7 +118,8 @@ BR_INLINE void store_bytes(void* p, V v) {
   memcpy(p, &v, sizeof(V));
 }
 
-// ---- one element -----------------------------------------------------------------------------------------------------
+// ---- one element
+// -----------------------------------------------------------------------------------------------------
 
 BR_INLINE float to_real(float x) { return x; }
 BR_INLINE double to_real(double x) { return x; }
@@ -133,7 +134,8 @@ BR_INLINE float to_real(Half x) {
   return bit_cast<float>(bits | (h & 0x8000u) << 16);
 }
 
-// ---- loads -----------------------------------------------------------------------------------------------------------
+// ---- loads
+// -----------------------------------------------------------------------------------------------------------
 
 BR_INLINE VecF half_bits_to_float(VecU h) {
   VecU bits = bit_cast<VecU>(bit_cast<VecF>((h & 0x7fffu) << 13) * 0x1p112f);
@@ -219,7 +221,8 @@ BR_INLINE void pair_position(IntVecOf<RealOf<T>>& x, IntVecOf<RealOf<T>>& y) {
   y = load_bytes<typename S::I>(second);
 }
 
-// ---- arithmetic ------------------------------------------------------------------------------------------------------
+// ---- arithmetic
+// ------------------------------------------------------------------------------------------------------
 
 BR_INLINE VecF abs_of(VecF x) { return bit_cast<VecF>(bit_cast<VecI>(x) & 0x7fffffff); }
 BR_INLINE VecD abs_of(VecD x) { return bit_cast<VecD>(bit_cast<VecL>(x) & 0x7fffffffffffffff); }
@@ -293,7 +296,8 @@ BR_INLINE bool any(I mask) {
 #endif
 }
 
-// ---- between float32 and float64 lanes -------------------------------------------------------------------------------
+// ---- between float32 and float64 lanes
+// -------------------------------------------------------------------------------
 
 // Vectors of doubles that hold the lanes of one vector of Real.
 template <class Real>
@@ -327,7 +331,8 @@ BR_INLINE VecOf<Real> narrow(Part part) {
   }
 }
 
-// ---- horizontal ------------------------------------------------------------------------------------------------------
+// ---- horizontal
+// ------------------------------------------------------------------------------------------------------
 
 // Folds a vector of E onto its lower half until 16 bytes are left; then lane by lane. Always in the same order.
 template <class E>

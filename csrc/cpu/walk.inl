@@ -1,4 +1,8 @@
 // Walking strided dims in order, and reading values from them: gathered, converted, pooled.
+#pragma once
+
+#include "balanced_rep/kernels.h"
+#include "simd.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -47,7 +51,8 @@ struct Pooled<T, kPoolMean> {
 template <class T, Pool kPool>
 using PooledReal = typename Pooled<T, kPool>::Real;
 
-// ---- pooling over a run: one value -----------------------------------------------------------------------------------
+// ---- pooling over a run: one value
+// -----------------------------------------------------------------------------------
 
 template <class Real>
 struct Maximum {
@@ -70,7 +75,8 @@ BR_INLINE void max_run(const T* p, int64_t n, int64_t stride, Maximum<RealOf<T>>
   }
   V hi = splat(m.value);
   IntVecOf<Real> nan{};
-  for (int64_t i = 0;; i = i + 2 * kPair <= n ? i + kPair : n - kPair) {  // the last pair may overlap: max does not mind
+  for (int64_t i = 0;;
+       i = i + 2 * kPair <= n ? i + kPair : n - kPair) {  // the last pair may overlap: max does not mind
     V x, y;
     load_pair(p + i, x, y);
     hi = max_of(hi, max_of(x, y));
@@ -127,7 +133,8 @@ BR_INLINE PooledReal<T, kPool> pool_at(const T* p, const Reduction& r) {
   return static_cast<Real>(sum / static_cast<double>(r.n_pooled));
 }
 
-// ---- pooling across contiguous neighbours: a row of values -----------------------------------------------------------
+// ---- pooling across contiguous neighbours: a row of values
+// -----------------------------------------------------------
 
 // acc_j = max(acc_j, x_j), NaN kept; and acc_j += x_j in float64.
 template <class T>
@@ -180,7 +187,8 @@ inline void pool_row(const T* p, int64_t n, const Reduction& r, PooledReal<T, kP
   }
 }
 
-// ---- filling a buffer ------------------------------------------------------------------------------------------------
+// ---- filling a buffer
+// ------------------------------------------------------------------------------------------------
 
 template <class T>
 inline void gather_run(const T* p, int64_t n, int64_t stride, RealOf<T>* out) {
