@@ -35,23 +35,26 @@ def kernel_library(isa: str) -> tuple[str, dict]:
 
 
 # Every backend gives the same bits only where no multiply and add are fused.
+UNFUSED = [*(f for f in FLAGS if not f.startswith("-ffp-contract")), "-ffp-contract=off"]
 PHILOX = (
     "balanced_rep_philox",
     {
         "sources": ["csrc/cpu/philox.cpp"],
         "obj_deps": {"csrc/cpu/philox.cpp": HEADERS},
         "include_dirs": ["csrc/include"],
-        "cflags": [*(f for f in FLAGS if not f.startswith("-ffp-contract")), "-ffp-contract=off", *WARNINGS, "-fopenmp"],
+        "cflags": [*UNFUSED, *WARNINGS, "-fopenmp"],
     },
 )
+SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("isa", "moments", "reduction", "sketches"))]
 
 setup(
     libraries=[*(kernel_library(isa) for isa in ISAS), PHILOX],
     ext_modules=[
         Extension(
             "balanced_rep._C",
-            ["csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/moments.cpp", "csrc/cpu/reduction.cpp", "csrc/cpu/sketches.cpp"],
-            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp"), "csrc/cpu/philox.cpp"],  # relinks when a library is rebuilt
+            SOURCES,
+            # Relinks when a library is rebuilt.
+            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp"), "csrc/cpu/philox.cpp"],
             include_dirs=["csrc/include", pybind11.get_include()],
             extra_compile_args=[*FLAGS, *WARNINGS, "-fopenmp"],
             extra_link_args=["-fopenmp"],

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from balanced_rep.ops.log_histogram import N_BINS
+
 __all__ = ["energy_entropy", "extension", "log_histogram", "moments", "philox_bits", "philox_normal"]
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
-_failure: ImportError | None = None
+_module: ModuleType | ImportError
 try:
-    from balanced_rep import _C
+    _module = import_module("balanced_rep._C")
 except ImportError as error:  # remembered: a second import attempt would hide the first cause
-    _failure = error
+    _module = error
 
 
 def extension() -> ModuleType:
     """The compiled module.
 
+    Returns:
+        The module.
+
     Raises:
         ImportError: If it did not load; the cause is the first failure.
     """
-    if _failure is not None:
-        raise ImportError(f"the compiled CPU kernels (balanced_rep._C) did not load: {_failure}") from _failure
-    return _C
+    if isinstance(_module, ImportError):
+        raise ImportError(f"the compiled CPU kernels (balanced_rep._C) did not load: {_module}") from _module
+    return _module
 
 
 def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) -> Tensor:
@@ -40,7 +46,7 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
 
 def log_histogram(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
     """int64 ``(3, *kept, bins)``; see :func:`balanced_rep.ops.log_histogram.log_histogram_reference`."""
-    out = torch.empty((3, *x.shape[:n_kept], 2049), dtype=torch.int64)
+    out = torch.empty((3, *x.shape[:n_kept], N_BINS), dtype=torch.int64)
     x, top = x.resolve_neg(), top.contiguous()
     view = _view(x, n_kept, n_pooled, pool)
     extension().log_histogram(*view, top.data_ptr(), out.data_ptr(), torch.get_num_threads())
