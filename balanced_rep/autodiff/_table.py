@@ -31,5 +31,6 @@ def rules_table() -> str:
         for (k, formula), names in sorted(rows.items(), key=lambda row: sorted(row[1])):
             if k == kind:
                 listed = ", ".join(f"`{name}`" for name in sorted(names))
-                lines.append(f"| {how} | {listed} | `{formula.replace('|', '\\|')}` |")
+                tangent = formula.replace("|", "\\|")
+                lines.append(f"| {how} | {listed} | `{tangent}` |")
     return "\n".join(lines)
