@@ -1,35 +1,49 @@
 """Fused Jacobian, sketching and representation-statistics kernels for diffusion backbones."""
 
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from balanced_rep._version import __version__
 from balanced_rep.ops import BackendError, backend
 from balanced_rep.stats import Recording, RepresentationStats, cat, record, representation_stats
 
 if TYPE_CHECKING:
-    from balanced_rep import models
+    from balanced_rep import autodiff, linalg, models
+    from balanced_rep.autodiff import jvp
+    from balanced_rep.linalg import JacobianOperator
 
 __all__ = [
     "BackendError",
+    "JacobianOperator",
     "Recording",
     "RepresentationStats",
     "__version__",
+    "autodiff",
     "backend",
     "cat",
+    "jvp",
+    "linalg",
     "models",
     "record",
     "representation_stats",
 ]
 
-_LAZY = ("models",)  # imported when first asked for, so that the import of the package stays light
+# Imported when first asked for, so that the import of the package stays light: name to where it lives.
+_LAZY = {
+    "JacobianOperator": "balanced_rep.linalg:JacobianOperator",
+    "autodiff": "balanced_rep.autodiff",
+    "jvp": "balanced_rep.autodiff:jvp",
+    "linalg": "balanced_rep.linalg",
+    "models": "balanced_rep.models",
+}
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
-        return import_module(f"balanced_rep.{name}")
-    raise AttributeError(f"module 'balanced_rep' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'balanced_rep' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    value = import_module(module)
+    return getattr(value, attribute) if attribute else value
 
 
 def __dir__() -> list[str]:
