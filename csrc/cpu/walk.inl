@@ -2,7 +2,7 @@
 #pragma once
 
 #include "balanced_rep/kernels.h"
-#include "simd.inl"
+#include "lanes.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -50,9 +50,6 @@ struct Pooled<T, kPoolMean> {
 
 template <class T, Pool kPool>
 using PooledReal = typename Pooled<T, kPool>::Real;
-
-// ---- pooling over a run: one value
-// -----------------------------------------------------------------------------------
 
 template <class Real>
 struct Maximum {
@@ -133,9 +130,6 @@ BR_INLINE PooledReal<T, kPool> pool_at(const T* p, const Reduction& r) {
   return static_cast<Real>(sum / static_cast<double>(r.n_pooled));
 }
 
-// ---- pooling across contiguous neighbours: a row of values
-// -----------------------------------------------------------
-
 // acc_j = max(acc_j, x_j), NaN kept; and acc_j += x_j in float64.
 template <class T>
 BR_INLINE void max_row(const T* p, int64_t n, RealOf<T>* acc) {
@@ -186,9 +180,6 @@ inline void pool_row(const T* p, int64_t n, const Reduction& r, PooledReal<T, kP
     for (int64_t j = 0; j < n; ++j) out[j] /= static_cast<Real>(r.n_pooled);
   }
 }
-
-// ---- filling a buffer
-// ------------------------------------------------------------------------------------------------
 
 template <class T>
 inline void gather_run(const T* p, int64_t n, int64_t stride, RealOf<T>* out) {
