@@ -89,14 +89,14 @@ class SimulatedCuda:
     mode: str = "sanitize"
     options: ptx.Options = field(default_factory=ptx.Options)
     launches: list[CudaLaunch] = field(default_factory=list)
-    host_kernels: list[str] = field(default_factory=list)  # compiled into one host program, if given
+    siblings: dict[str, set[str]] = field(default_factory=dict)  # file to kernels that share a host program
 
     def load(self, kernel: Any, device: torch.device) -> Any:
         if self.run == "ptx":
             module = compile_cuda(CSRC / kernel.file, [kernel.expression], "compute_80")
             return parsed(module.ptx)[module.names[kernel.expression]]
         if self.run == "host":
-            expressions = sorted({*self.host_kernels, kernel.expression})
+            expressions = sorted(self.siblings.get(kernel.file, set()) | {kernel.expression})
             return compile_program(CSRC / kernel.file, expressions, mode=self.mode)
         return None
 

@@ -7,7 +7,7 @@ import torch
 from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
-from .package import OPS, recorded_cuda, run_cuda, run_triton
+from .package import OPS, run_cuda, run_triton
 from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, needs_nvrtc, needs_triton
 from .triton_aot import compile_triton
 
@@ -61,11 +61,20 @@ def test_triton_in_the_executor(compiled_triton, op, call):
     check(op, got, op.calls[call]())
 
 
+def siblings(only=lambda op: op.calls):
+    """Return the kernels of each file that the chosen calls launch: one host program holds them all."""
+    found = {}
+    for op in OPS:
+        for call in only(op) if op.cuda else ():
+            for launch in run_cuda(op, call, run="record")[1]:
+                found.setdefault(launch.file, set()).add(launch.expression)
+    return found
+
+
 @pytest.mark.parametrize(("op", "call"), every_call("cuda"))
 def test_cuda_on_the_host(op, call):
     """The same bits whatever the order of blocks, warps and threads, and nothing for the sanitizers."""
-    expressions = [kernel.expression for kernel in recorded_cuda()]
-    runs = [run_cuda(op, call, run="host", seed=seed, host_kernels=expressions)[0] for seed in SEEDS]
+    runs = [run_cuda(op, call, run="host", seed=seed, siblings=siblings())[0] for seed in SEEDS]
     check(op, runs[0], op.calls[call]())
     for run in runs[1:]:
         np.testing.assert_array_equal(run.numpy(), runs[0].numpy())
@@ -73,8 +82,8 @@ def test_cuda_on_the_host(op, call):
 
 @pytest.mark.parametrize(("op", "call"), every_call("cuda", lambda op: op.racecheck))
 def test_cuda_under_thread_sanitizer(op, call):
-    expressions = [launch.expression for name in op.racecheck for launch in run_cuda(op, name, run="record")[1]]
-    got, _ = run_cuda(op, call, run="host", mode="threads", seed=1, host_kernels=expressions)
+    together = siblings(lambda op: op.racecheck)
+    got, _ = run_cuda(op, call, run="host", mode="threads", seed=1, siblings=together)
     check(op, got, op.calls[call]())
 
 
