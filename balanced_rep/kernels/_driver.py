@@ -7,6 +7,7 @@ in ``~/.cupy/kernel_cache`` across processes; here a loaded kernel is kept per d
 from __future__ import annotations
 
 import importlib.resources
+import re
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from balanced_rep.ops._registry import BackendError
 
 __all__ = ["COMPILE_OPTIONS", "CupyDriver", "Kernel", "Launcher", "pack", "read_source"]
 
+_INCLUDE = re.compile(r'^#include "(?P<file>[^"]+)"\n', re.MULTILINE)
 COMPILE_OPTIONS = ("-std=c++17",)  # cupy adds the architecture: that of the device, as a cubin where NVRTC knows it
 
 
@@ -40,11 +42,29 @@ class Kernel:
 
 
 def read_source(file: str) -> str:
-    """The text of a ``.cu`` file: from the installed package, or from ``csrc/`` of the repository it is imported from.
+    """Reads a CUDA source from the installed package, or from the repository that the package is imported from.
+
+    Args:
+        file: Name of the ``.cu`` file.
+
+    Returns:
+        Its text, with the files that it includes in quotation marks in their places: nothing is left to be looked up.
 
     Raises:
         BackendError: If it is in neither place.
     """
+    included: set[str] = set()
+
+    def insert(match: re.Match[str]) -> str:
+        if match["file"] in included:
+            return ""
+        included.add(match["file"])
+        return _INCLUDE.sub(insert, _read(match["file"]).replace("#pragma once\n", ""))
+
+    return _INCLUDE.sub(insert, _read(file))
+
+
+def _read(file: str) -> str:
     beside = Path(__file__).resolve().parents[2] / "csrc"
     try:
         installed = importlib.resources.files("balanced_rep._csrc")
@@ -54,7 +74,7 @@ def read_source(file: str) -> str:
         path = root / "cuda" / file
         if path.is_file():
             return path.read_text()
-    raise BackendError(f"the CUDA source {file} is neither in the package (balanced_rep._csrc) nor in {beside / 'cuda'}")
+    raise BackendError(f"the CUDA source {file} is neither in balanced_rep._csrc nor in {beside / 'cuda'}: reinstall")
 
 
 def pack(kernel: Kernel, args: tuple[Tensor | np.generic, ...]) -> list[np.ndarray]:

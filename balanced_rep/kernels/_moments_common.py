@@ -29,6 +29,13 @@ def exact_threshold(threshold: float, accumulate: torch.dtype) -> float:
     """The threshold as a number that a conversion to the accumulator leaves alone.
 
     For float32 it is rounded toward -inf: no float32 lies in between, so v > threshold stays exactly the same question.
+
+    Args:
+        threshold: As the caller gave it.
+        accumulate: What values are summed in, see :func:`accumulator`.
+
+    Returns:
+        The rounded threshold.
     """
     if accumulate != torch.float32 or math.isnan(threshold) or math.isinf(threshold):
         return threshold

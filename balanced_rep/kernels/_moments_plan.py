@@ -90,7 +90,7 @@ def plan(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Plan:
         kept[1].size, inner.bit_length() - 1, tiles_kept0, *tiles, n_tiles, per_segment, n_segments,
     )  # fmt: skip
     kernel = Kernel("moments.cu", f"balanced_rep::{geometry.expression}", _PARAMETERS)
-    return Plan(kernel, np.array(values, LAYOUT)[()], row_tiles * n_segments, n_segments, row_tiles)
+    return Plan(kernel, np.array([values], LAYOUT)[0], row_tiles * n_segments, n_segments, row_tiles)
 
 
 def too_large(view: Strided) -> str | None:

@@ -1,7 +1,7 @@
 """Describes a (kept..., reduced..., pooled...) view by as few sizes and strides as it needs: what GPU kernels walk.
 
-Dims that lie in memory as one are merged. Reduced and pooled dims are first sorted by stride, because a sum does not ask
-for their order; kept dims keep theirs, because the result has it.
+Dims that lie in memory as one are merged. Reduced and pooled dims are first sorted by stride, because a sum does not
+ask for their order; kept dims keep theirs, because the result has it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ class Strided(NamedTuple):
     def padded(self) -> Strided:
         """The same view with exactly as many blocks as the kernels take, the outer ones of size 1."""
         return Strided(
-            *(
-                dims + (Dim(1, 0),) * (limit - len(dims))
-                for dims, limit in zip(self, LIMITS.values(), strict=True)
-            )
+            *(dims + (Dim(1, 0),) * (limit - len(dims)) for dims, limit in zip(self, LIMITS.values(), strict=True))
         )
 
 

@@ -55,10 +55,17 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
 
 
 def zeroed_tickets(count: int, device: torch.device) -> Tensor:
-    """At least ``count`` ticket counters at zero, to which the kernel that uses them returns them.
+    """Ticket counters at zero; the kernel that uses them leaves them at zero.
 
     One set per stream, because kernels on one stream follow each other. A launch that is captured into a graph gets a
     set of its own, zeroed inside the graph.
+
+    Args:
+        count: How many, at least.
+        device: Where.
+
+    Returns:
+        An int32 tensor.
     """
     key = launch.driver.stream_key(device)
     kept = None if key is None else _tickets.get(key)

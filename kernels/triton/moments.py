@@ -1,9 +1,12 @@
 r"""moments in Triton: one kernel reduces tiles, a second one merges the tiles of a row in index order. No atomics.
 
-Letters: v pooled values of a row, n their number, m_k = sum (v - mean)^k. A *tile* is ROWS kept indices by OUTER * INNER
-reduced ones; it is held in registers and reduced twice. All float64 arithmetic on float32 input is in the second kernel,
-which has few numbers to deal with: every thread of a program would repeat it in the first one.
+Letters: v pooled values of a row, n their number, m_k = sum (v - mean)^k. A *tile* is ROWS kept indices by
+OUTER * INNER reduced ones; it is held in registers and reduced twice. All float64 arithmetic on float32 input is in the
+second kernel, which has few numbers to deal with: every thread of a program would repeat it in the first one.
 """
+
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# (a @triton.jit function is not the Python function that a type checker sees)
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+import triton
+import triton.language as tl
 from balanced_rep.kernels._moments_common import N_FIELDS, accumulator, exact_threshold, neutral
 from balanced_rep.kernels._strided import Strided, describe
 
@@ -65,6 +68,9 @@ def _merge(
 
     Written so that exchanging a and b leaves every bit alone if nothing is fused: a reduction tree computes both in
     different lanes, and any of them may be the one that stores.
+
+    Returns:
+        The ten fields.
     """
     n = n_a + n_b
     some = tl.maximum(n, 1.0)
@@ -84,8 +90,9 @@ def _merge(
 
 @triton.jit
 def _pooled(
-    x_ptr, live, n_pool0, n_pool1, stride_pool0, stride_pool1, POOL: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
-):
+    x_ptr, live, n_pool0, n_pool1, stride_pool0, stride_pool1,
+    POOL: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Maximum (NaN propagates) or mean over the window of every live value: (ROWS, TILE) pointers -> values."""
     ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
     window = tl.arange(0, BLOCK)
@@ -94,9 +101,9 @@ def _pooled(
     for outer in range(n_pool1):
         for start in range(0, n_pool0, BLOCK):
             inner = tl.cast(start, tl.int64) + window
-            pointers = x_ptr[:, :, None] + (inner * stride_pool0 + tl.cast(outer, tl.int64) * stride_pool1)[None, None, :]
+            offset = inner * stride_pool0 + tl.cast(outer, tl.int64) * stride_pool1
             mask = live[:, :, None] & (inner < n_pool0)[None, None, :]
-            x = tl.load(pointers, mask=mask, other=empty).to(ACC)
+            x = tl.load(x_ptr[:, :, None] + offset[None, None, :], mask=mask, other=empty).to(ACC)
             if POOL == 1:
                 acc = tl.maximum(acc, x, propagate_nan=tl.PropagateNan.ALL)
             else:
@@ -129,8 +136,8 @@ def _tile_kernel(
     """Moments of one tile: ROWS kept indices by up to OUTER * INNER reduced ones, each maybe the pool of a window.
 
     First reduction: sum, min, max, counts. Then a power of two u <= absmax scales the deviations d = (v - pivot) / u
-    from the rounded mean exactly, so that d^4 neither overflows nor underflows, and the second reduction takes sum |v|/u
-    and sum d^k. With e = sum d / n, which is what the pivot lacks of being the mean, m2 = sum d^2 - n e^2,
+    from the rounded mean exactly, so that d^4 neither overflows nor underflows, and the second reduction takes
+    sum |v| / u and sum d^k. With e = sum d / n, which is what the pivot lacks of being the mean, m2 = sum d^2 - n e^2,
     m3 = sum d^3 - 3 e sum d^2 + 2 n e^3, m4 = sum d^4 - 4 e sum d^3 + 6 e^2 sum d^2 - 3 n e^4, in units of u^k.
     All in float32 unless WIDE.
     """
@@ -201,7 +208,7 @@ def _field(parts_ptr, field_stride, live, other):
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr,  # (_N_RAW, n_rows, n_parts) as _tile_kernel leaves it if RAW, else (N_FIELDS, n_rows, n_parts); contiguous
+    parts_ptr,  # (_N_RAW, n_rows, n_parts) from _tile_kernel if RAW, else (N_FIELDS, n_rows, n_parts); contiguous
     out_ptr,  # (N_FIELDS, n_rows, n_groups) float64, contiguous
     n_rows, n_parts, n_groups,
     RAW: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
@@ -278,6 +285,14 @@ def choose_tile(view: Strided, itemsize: int, pool: int) -> Tile:
     """A tile of up to 4096 elements that lies along memory; smaller ones where the whole input would give few programs.
 
     It depends on sizes and strides alone, so that the same call always sums in the same order.
+
+    Args:
+        view: Blocks of the three groups of dims.
+        itemsize: Bytes of an element.
+        pool: 0 none, 1 max, 2 mean.
+
+    Returns:
+        The tile.
     """
     kept, reduced, pooled = (tuple(triton.next_power_of_2(d.size) for d in dims) for dims in view)
     numel = math.prod(d.size for dims in view for d in dims)

@@ -4,12 +4,16 @@ A program makes ROWS items by BLOCK counters of four words each. Normals are eva
 its own: the launcher turns fusion off.
 """
 
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# (a @triton.jit function is not the Python function that a type checker sees)
+
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 __all__ = ["philox_bits", "philox_normal"]
 
@@ -17,9 +21,7 @@ _TILE = 256  # counters of a program
 
 
 @triton.jit
-def _words(
-    items_ptr, n_items, n, stride, seed_low, seed_high, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _words(items_ptr, n_items, n, stride, seed_low, seed_high, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Four words each of a tile of counters, and where they go: ten rounds of Philox4x32."""
     chunks = tl.cdiv(tl.cdiv(n, 4), BLOCK)
     program = tl.program_id(0).to(tl.int64)
