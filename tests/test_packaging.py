@@ -25,6 +25,7 @@ checkout_only = pytest.mark.skipif(not IN_CHECKOUT, reason="looks at the reposit
 IMPORT_BUDGET_S = 0.060
 LAZY = ("triton", "cupy", "matplotlib", "sklearn", "scipy", "typer", "rich", "diffusers", "transformers", "safetensors")
 MAX_LINES = 420
+MAX_TEST_LINES = 800
 
 
 def _project() -> dict:
@@ -178,4 +179,5 @@ def test_files_stay_readable():
     patterns = [f"*.{ending}" for ending in ("py", "cpp", "h", "inl", "cu", "cuh")]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in _tracked(*patterns)}
     assert len(lengths) > 10
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+    limits = {name: MAX_TEST_LINES if name.startswith("tests/") else MAX_LINES for name in lengths}
+    assert {name: lines for name, lines in lengths.items() if lines > limits[name]} == {}
