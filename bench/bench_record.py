@@ -202,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=common.RESULTS / "record.csv", help="the CSV to write")
     args = parser.parse_args(argv)
     with common.threads(args.threads):
-        rows = [row for batch in args.batches for row in measure(batch, max(min(15, args.turns), args.turns // batch), size=args.size)]
+        turns = {batch: max(min(15, args.turns), args.turns // batch) for batch in args.batches}
+        rows = [row for batch in args.batches for row in measure(batch, turns[batch], size=args.size)]
     common.write_csv(args.out, rows)
     print(f"{args.out}: {len(rows)} rows\n\n{summary(rows)}")
     return 0
