@@ -6,6 +6,7 @@ in ``~/.cupy/kernel_cache`` across processes; here a loaded kernel is kept per d
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import re
 import threading
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from balanced_rep.ops._registry import BackendError
 
-__all__ = ["COMPILE_OPTIONS", "CupyDriver", "Kernel", "Launcher", "pack", "read_source"]
+__all__ = ["COMPILE_OPTIONS", "CupyDriver", "Kernel", "Launcher", "no_compiler", "pack", "read_source"]
 
 _INCLUDE = re.compile(r'^#include "(?P<file>[^"]+)"\n', re.MULTILINE)
 COMPILE_OPTIONS = ("-std=c++17",)  # cupy adds the architecture: that of the device, as a cubin where NVRTC knows it
@@ -39,6 +40,21 @@ class Kernel:
     file: str
     expression: str
     parameters: tuple[np.dtype | None, ...]
+
+
+@functools.cache
+def no_compiler() -> str | None:
+    """``None`` if cupy and NVRTC load, else the reason. Tried once per process."""
+    try:
+        import cupy  # noqa: F401
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # a missing library shows as one of several types
+        return (
+            f"cupy or NVRTC does not load ({type(error).__name__}: {error}); the extras [cuda12], [cuda13] install both"
+        )
+    return None
 
 
 def read_source(file: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from balanced_rep.kernels._driver import Kernel
 from balanced_rep.kernels._strided import Dim, Strided
 
-__all__ = ["LAYOUT", "THREADS", "Plan", "plan", "too_large"]
+__all__ = ["LAYOUT", "THREADS", "Plan", "plan"]
 
 THREADS = 256
 _LONG = ("n_kept", "n_kept0", "n_red0", "n_red1", "n_pool0", "n_pool1", "stride_kept0", "stride_kept1", "stride_kept2",
@@ -26,7 +26,6 @@ _PARAMETERS = (None, None, None, None, np.dtype(np.float64), LAYOUT)
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _POOLS = {1: "Maximum", 2: "Mean"}
 _MAX_SEGMENTS = 1024  # of a row; longer rows have more tiles in a segment
-_MAX_BLOCKS = 2**31 - 1
 
 
 class Geometry(NamedTuple):
@@ -64,7 +63,7 @@ class Plan(NamedTuple):
 
 
 def plan(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Plan:
-    """The launch for a view that :func:`too_large` and :meth:`Strided.unfit` have nothing against.
+    """The launch for a view that :func:`balanced_rep.kernels._supports.cuda_moments` has nothing against.
 
     Args:
         view: Blocks of the three groups of dims.
@@ -91,14 +90,6 @@ def plan(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Plan:
     )  # fmt: skip
     kernel = Kernel("moments.cu", f"balanced_rep::{geometry.expression}", _PARAMETERS)
     return Plan(kernel, np.array([values], LAYOUT)[0], row_tiles * n_segments, n_segments, row_tiles)
-
-
-def too_large(view: Strided) -> str | None:
-    """``None`` if the tiles can be counted in the bits that the kernel has for them, else the reason."""
-    rows = math.prod(d.size for dims in (view.kept, view.reduced[1:]) for d in dims)
-    if rows * math.ceil(view.reduced[0].size / THREADS) > _MAX_BLOCKS:  # no tile is smaller
-        return f"it would take more than {_MAX_BLOCKS} blocks, the largest grid"
-    return None
 
 
 def _geometry(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Geometry:

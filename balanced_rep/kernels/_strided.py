@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LIMITS", "Dim", "Strided", "blocks", "describe"]
+__all__ = ["LIMITS", "MAX_GRID", "Dim", "Strided", "blocks", "describe"]
 
 # Strided blocks that the kernels take of each group; the innermost ones are tiled, the others enumerated.
+MAX_GRID = 2**31 - 1
 LIMITS = {"kept": 3, "reduced": 3, "pooled": 2}
 
 
@@ -38,14 +39,21 @@ class Strided(NamedTuple):
     reduced: tuple[Dim, ...]
     pooled: tuple[Dim, ...]
 
-    def unfit(self) -> str | None:
-        """``None`` if the kernels can walk this view, else the reason."""
+    def too_many_blocks(self) -> str | None:
+        """``None`` if the kernels have a stride for every block, else the reason."""
         for (name, limit), dims in zip(LIMITS.items(), self, strict=True):
             if len(dims) > limit:
                 return (
                     f"the {name} dims lie in memory as {len(dims)} strided blocks, this backend takes at most {limit} "
                     "(x.contiguous() makes fewer)"
                 )
+        return None
+
+    def too_many_tiles(self, smallest_tile: int) -> str | None:
+        """``None`` if a grid can have a block per tile, else the reason; a tile is at least so long."""
+        rows = math.prod(d.size for dims in (self.kept, self.reduced[1:]) for d in dims)
+        if rows * math.ceil(self.reduced[0].size / smallest_tile) > MAX_GRID:
+            return f"it would take more than {MAX_GRID} blocks, the largest grid"
         return None
 
     def padded(self) -> Strided:

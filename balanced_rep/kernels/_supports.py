@@ -1,4 +1,7 @@
-"""Which backend can run which call: answers ``None`` or the reason, and imports neither Triton nor cupy nor ``_C``."""
+"""Which backend can run which call: answers ``None`` or the reason.
+
+Nothing here imports Triton or ``_C``, and cupy only for an input that is on a CUDA device and would go to it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_rep.kernels._strided import describe
 from balanced_rep.ops._registry import forced_backend, missing
 
 __all__ = ["cpp_items", "cpp_tensor", "cuda_items", "cuda_moments", "triton_items", "triton_moments"]
@@ -24,21 +28,21 @@ def cpp_tensor(x: Tensor, *_: Any) -> str | None:
     return missing("balanced_rep._C")
 
 
-def cuda_moments(x: Tensor, *_: Any) -> str | None:
-    """CUDA C++ through cupy."""
-    if x.device.type != "cuda":
-        return f"input is on {x.device}, this backend runs on cuda"
-    return missing("cupy")
+def cuda_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:
+    """CUDA C++ takes any strided activation that lies in memory as a few blocks."""
+    return cuda_items(x) or _walkable(x, n_kept, n_pooled, smallest_tile=256)
 
 
-def triton_moments(x: Tensor, *_: Any) -> str | None:
-    """Triton on the device; its interpreter, thousands of times slower, only where this backend is forced."""
-    if x.device.type != "cuda":
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return f"input is on {x.device}, this backend runs on cuda (or set TRITON_INTERPRET=1)"
-        if forced_backend() != "triton":
-            return f"input is on {x.device}, and Triton's interpreter runs only where this backend is forced"
-    return missing("triton")
+def triton_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:
+    """Triton takes the same."""
+    return triton_items(x) or _walkable(x, n_kept, n_pooled, smallest_tile=8)
+
+
+def _walkable(x: Tensor, n_kept: int, n_pooled: int, smallest_tile: int) -> str | None:
+    if x.dtype not in _DTYPES:
+        return f"dtype {x.dtype} is not one of float32, float16, bfloat16, float64"
+    view = describe(x, n_kept, n_pooled)
+    return view.too_many_blocks() or view.too_many_tiles(smallest_tile)
 
 
 def cpp_items(items: Tensor, *_: Any) -> str | None:
@@ -48,4 +52,26 @@ def cpp_items(items: Tensor, *_: Any) -> str | None:
     return missing("balanced_rep._C")
 
 
-cuda_items, triton_items = cuda_moments, triton_moments  # the device decides, for items as for activations
+def cuda_items(x: Tensor, *_: Any) -> str | None:
+    """CUDA C++ through cupy: decided by the device and by what is installed."""
+    if x.device.type != "cuda":
+        return f"input is on {x.device}, this backend runs on cuda"
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, this backend needs an NVIDIA device"
+    return missing("cupy") or _no_compiler()
+
+
+def _no_compiler() -> str | None:
+    from balanced_rep.kernels._driver import no_compiler
+
+    return no_compiler()
+
+
+def triton_items(x: Tensor, *_: Any) -> str | None:
+    """Triton on the device; its interpreter, thousands of times slower, only where this backend is forced."""
+    if x.device.type != "cuda":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return f"input is on {x.device}, this backend runs on cuda (or set TRITON_INTERPRET=1)"
+        if forced_backend() != "triton":
+            return f"input is on {x.device}, and Triton's interpreter runs only where this backend is forced"
+    return missing("triton")
