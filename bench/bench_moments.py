@@ -212,6 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if common.extension() is None:
         print("balanced_rep._C is not built (pip install -e .): nothing to measure", file=sys.stderr)
         return 1
+    if not args.no_compile:
+        print("building with -march=native, once per change of the sources", flush=True)
+        _native.native_extension()
     rows = run(args.threads, args.budget, tiny=args.tiny, compiling=not args.no_compile)
     common.write_csv(args.out, rows)
     print(f"\n{args.out}: {len(rows)} rows\n\n{report.bars_table(report.moments_bars(report.read(args.out)))}")
