@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BR_BASE_ONLY)
 #include <cpuid.h>
 #endif
 
@@ -19,7 +19,7 @@ namespace base {
 extern const Kernels kernels;
 }
 #endif
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BR_BASE_ONLY)
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -35,7 +35,7 @@ struct Candidate {
   bool usable;
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(BR_BASE_ONLY)
 bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
@@ -46,7 +46,7 @@ bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
 std::vector<Candidate> candidates() {
 #if defined(__aarch64__)
   return {{&neon::kernels, true}};
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(BR_BASE_ONLY)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
