@@ -33,6 +33,7 @@ class PackageOp:
         cuda_outputs: Positions of kernel arguments that the kernel must write before it reads them.
         triton: ``"module:function"`` of the Triton launcher, or None.
         triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
+        gated: Calls whose Triton kernels go through the compile gate: each compiles 14 times, a second or two each.
         racecheck: Calls for ThreadSanitizer, which takes few threads.
         streaming: Calls whose traffic is held to the limits of a memory-bound kernel.
     """
@@ -43,6 +44,7 @@ class PackageOp:
     cuda_outputs: frozenset[int] = frozenset()
     triton: str | None = None
     triton_outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    gated: tuple[str, ...] = ()
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
 
@@ -98,6 +100,14 @@ OPS = [
         cuda_outputs=frozenset({1, 2}),
         triton="balanced_rep.kernels.triton.moments:moments",
         triton_outputs={"_tile_kernel": frozenset({"out_ptr"}), "_merge_kernel": frozenset({"out_ptr"})},
+        gated=(
+            "rows, float32",
+            "rows, bfloat16",
+            "rows, float64",
+            "kept last, f32",
+            "max pool, f32",
+            "mean pool, bf16",
+        ),
         racecheck=("short rows, float32", "one element"),
         streaming=("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
     ),
@@ -109,6 +119,7 @@ OPS = [
             cuda_outputs=frozenset({1}),
             triton=f"balanced_rep.kernels.triton.philox:{name}",
             triton_outputs={"_bits_kernel": frozenset({"out_ptr"}), "_normal_kernel": frozenset({"out_ptr"})},
+            gated=("odd length",),
             racecheck=("one item",),
         )
         for name in ("philox_bits", "philox_normal")
@@ -165,10 +176,10 @@ def recorded_cuda() -> list[CudaKernel]:
 
 @functools.cache
 def recorded_triton() -> list[TritonKernel]:
-    """Return the Triton kernels that the calls of all ops launch, one per set of types, constants and warps."""
+    """Return the Triton kernels that the gated calls launch, one per set of types, constants and warps."""
     found: dict[str, TritonKernel] = {}
     for op in OPS if triton_missing() is None else ():
-        for call in op.calls if op.triton else ():
+        for call in op.gated if op.triton else ():
             for launch in run_triton(op, call, run=False)[1]:
                 request = launch.request
                 pointers = tuple(name for name, kind in request.signature.items() if kind.startswith("*"))

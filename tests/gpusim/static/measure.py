@@ -69,7 +69,7 @@ def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -
 
         # from sm_90 on the assembler counts what every block reserves, which occupancy adds anyway
         reserved = LIMITS[arch].reserved if arch >= 90 else 0
-        shared = int(match["shared"]) - reserved + dynamic
+        shared = max(0, int(match["shared"]) - reserved) + dynamic
         facts[match["name"]] = {
             "registers": int(match["reg"]),
             "stack": int(match["stack"]),
