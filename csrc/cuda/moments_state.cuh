@@ -15,13 +15,10 @@ __device__ __forceinline__ State empty_state() {
   return {0, 0, 0, 0, 0, 0, inf, -inf, 0, 0};
 }
 
-// What holds whatever the rounding: constant values have zero moments, non-finite ones have none.
+// What holds whatever the rounding: even moments are not negative, non-finite values have none.
 __device__ __forceinline__ void settle(State& s) {
   if (s.n_nonfinite > 0) {
     s.m2 = s.m3 = s.m4 = not_a_number();
-  } else if (s.low == s.high) {
-    s.mean = s.low;
-    s.m2 = s.m3 = s.m4 = 0;
   } else {
     s.m2 = fmax(s.m2, 0.0);
     s.m4 = fmax(s.m4, 0.0);

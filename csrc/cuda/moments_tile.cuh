@@ -88,6 +88,7 @@ __device__ __forceinline__ void reduce_tile(const Values<G, A>& values, A n, A t
   A pivot[G::kColumns], unit[G::kColumns], scale[G::kColumns];
 #pragma unroll
   for (int c = 0; c < G::kColumns; ++c) {
+    // Never outside [min, max], so that constant values have deviations of exactly zero.
     pivot[c] = smaller(larger(first[c][3] / n * A(65536), -first[c][0]), first[c][1]);
     power_of_two(larger(first[c][0], first[c][1]), unit[c], scale[c]);
   }

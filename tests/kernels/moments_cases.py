@@ -108,6 +108,15 @@ def difficult(dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: x.to(dtype) for name, x in rows.items()}
 
 
+def spoiled_windows(dtype: torch.dtype, pool: int, *, channels_last: bool) -> Call:
+    """Four samples of 40 windows of 20 cells: one NaN, one inf, both inf in one window, and a constant sample."""
+    x = normal(4, 40, 20)
+    x[0, 7, 13], x[1, 30, 19], x[2, 2, 3], x[2, 2, 4], x[3] = math.nan, math.inf, -math.inf, math.inf, 0.25
+    x[0, 8], x[1, 31] = -math.inf, -1.0
+    x = x.to(dtype)
+    return Call(x.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else x, 1, 1, pool)
+
+
 def check(got: Tensor, call: Call) -> None:
     """Compares with the float64 reference within the accuracy that the op promises.
 

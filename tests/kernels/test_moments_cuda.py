@@ -24,10 +24,13 @@ from tests.kernels.moments_cases import (
     check,
     check_difficult,
     normal,
+    spoiled_windows,
 )
 
 needs_nvrtc = pytest.mark.skipif(nvrtc_missing() is not None, reason=str(nvrtc_missing()))
 OUTPUTS = frozenset({1, 2})
+POOL = pytest.mark.parametrize("pool", [1, 2], ids=["max", "mean"])
+ORDER = pytest.mark.parametrize("channels_last", [False, True], ids=["windows", "channels last"])
 THOROUGH = {
     torch.float32: tuple(LAYOUTS),
     torch.bfloat16: EVERY_KERNEL,
@@ -55,6 +58,14 @@ def test_layouts(device, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
 def test_difficult_numbers(device, dtype, columns):
     check_difficult(cuda.moments, dtype, columns=columns)
+
+
+@needs_nvrtc
+@POOL
+@ORDER
+def test_windows_with_nan_and_inf(device, pool, channels_last):
+    call = spoiled_windows(torch.float32, pool, channels_last=channels_last)
+    check(cuda.moments(*call), call)
 
 
 @needs_nvrtc

@@ -10,10 +10,23 @@ from balanced_rep.ops.moments import moments_reference
 from tests.gpusim.simulated import simulated_triton
 from tests.gpusim.toolchain import triton_missing
 from tests.gpusim.triton_aot import compile_triton
-from tests.kernels.moments_cases import DTYPES, FEW, LAYOUTS, NAMES, Call, cases, check, check_difficult, normal
+from tests.kernels.moments_cases import (
+    DTYPES,
+    FEW,
+    LAYOUTS,
+    NAMES,
+    Call,
+    cases,
+    check,
+    check_difficult,
+    normal,
+    spoiled_windows,
+)
 
 pytestmark = pytest.mark.skipif(triton_missing() is not None, reason=str(triton_missing()))
 KERNELS = {"_tile_kernel": frozenset({"out_ptr"}), "_merge_kernel": frozenset({"out_ptr"})}
+POOL = pytest.mark.parametrize("pool", [1, 2], ids=["max", "mean"])
+ORDER = pytest.mark.parametrize("channels_last", [False, True], ids=["windows", "channels last"])
 THOROUGH = {torch.float32: tuple(LAYOUTS), torch.bfloat16: FEW, torch.float16: FEW, torch.float64: FEW}
 
 # name -> (call, the loads of its tile kernel on sm_80 and sm_90): bits of a load, in which every element comes
@@ -51,6 +64,14 @@ def test_layouts(dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
 def test_difficult_numbers(dtype, columns):
     check_difficult(run, dtype, columns=columns)
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+@POOL
+@ORDER
+def test_windows_with_nan_and_inf(pool, channels_last):
+    call = spoiled_windows(torch.float32, pool, channels_last=channels_last)
+    check(run(*call), call)
 
 
 @pytest.mark.usefixtures("triton_interpreter")
