@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import importlib.resources
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import balanced_rep
+from balanced_rep.kernels._driver import read_source
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(balanced_rep.__file__).resolve().parent
@@ -103,6 +105,23 @@ def test_what_a_device_source_includes_is_installed():
             for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', source.read_text(), re.MULTILINE):
                 places = (sources / "cuda" / name, sources / "include" / name)
                 assert any(place.is_file() for place in places), f"{source.name} includes {name}: not installed"
+
+
+def test_installed_device_sources_compile():
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="needs the extra cuda13", exc_type=ImportError)
+    headers = [
+        f"-I{path}" for root in importlib.import_module("nvidia").__path__ for path in Path(root).glob("*/include")
+    ]
+    headers += [f"{path}/cccl" for path in headers]
+    for path in (importlib.resources.files("balanced_rep._csrc") / "cuda").iterdir():
+        if path.name.endswith(".cu"):
+            program = nvrtc.createProgram(read_source(path.name), path.name, (), ())
+            try:
+                nvrtc.compileProgram(program, ["-arch=compute_80", "-std=c++17", *headers])
+            except Exception as error:
+                raise AssertionError(nvrtc.getProgramLog(program)) from error
+            assert nvrtc.getPTX(program)
+            nvrtc.destroyProgram(program)
 
 
 def test_installed_metadata():
