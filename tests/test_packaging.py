@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,6 @@ IN_CHECKOUT = (ROOT / "balanced_rep" / "_version.py").exists()
 checkout_only = pytest.mark.skipif(not IN_CHECKOUT, reason="looks at the repository, and this is not one")
 
 IMPORT_BUDGET_S = 0.060
-QUIET_TORCH_S = 2.0  # CPU seconds of `import torch` on a machine that has nothing else to do
 LAZY = ("triton", "cupy", "matplotlib", "sklearn", "scipy", "typer", "rich", "diffusers", "transformers", "safetensors")
 MAX_LINES = 420
 MAX_TEST_LINES = 800
@@ -58,29 +58,27 @@ def _modules() -> list[tuple[str, Path]]:
 def _import_report() -> dict:
     """What ``import balanced_rep`` adds to ``import torch`` in a new process: CPU seconds and modules."""
     code = """
-import json, sys, time
-start = time.process_time()
-import torch
-before, middle = set(sys.modules), time.process_time()
+import json, sys, time, torch
+before, start = set(sys.modules), time.process_time()
 import balanced_rep
-end, added = time.process_time(), sorted(set(sys.modules) - before)
-print(json.dumps({"torch": middle - start, "seconds": end - middle, "modules": added}))
+print(json.dumps({"seconds": time.process_time() - start, "modules": sorted(set(sys.modules) - before)}))
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # An installed package has its bytecode; the first run here writes that of a checkout.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def test_import_is_cheap_and_lazy():
-    # CPU time, the best of up to ten, and in units of torch's own import where that is slow: what other processes do to
-    # this machine's caches cannot fail the test.
-    reports, best = [], 1.0
-    while best >= IMPORT_BUDGET_S and len(reports) < 10:
+    # CPU time, and the best of up to ten: what another process does to this one cannot fail the test.
+    reports = []
+    while not reports or (reports[-1]["seconds"] >= IMPORT_BUDGET_S and len(reports) < 10):
         reports.append(_import_report())
-        best = min(best, reports[-1]["seconds"] / max(1.0, reports[-1]["torch"] / QUIET_TORCH_S))
     added = reports[0]["modules"]
     assert [name for name in added if name.split(".")[0] in LAZY] == []
     assert "balanced_rep._C" not in added
-    assert best < IMPORT_BUDGET_S, f"import balanced_rep took {best:.3f} s of CPU time at best"
+    seconds = [report["seconds"] for report in reports]
+    assert min(seconds) < IMPORT_BUDGET_S, f"import balanced_rep took {seconds} s of CPU time"
 
 
 def test_every_public_module_lists_its_names():
