@@ -85,6 +85,7 @@ def test_cuda_under_thread_sanitizer(kernel, case_name):
     case.check(run_host(kernel, case, mode="threads", seed=1))
 
 
+@pytest.mark.slow
 @needs_nvrtc
 @pytest.mark.parametrize("kernel", CUDA_KERNELS, ids=lambda kernel: kernel.name)
 def test_cuda_tolerance_covers_approximate_instructions(kernel):
