@@ -118,9 +118,15 @@ def test_schedules_show_a_missing_barrier_in_the_numbers(expression, case_name):
     ("expression", "case_name"), [("row_norm", "2x130 two warps"), ("histogram", "2000 in 50 bins")]
 )
 def test_thread_sanitizer_catches_a_missing_barrier(expression, case_name):
+    """ThreadSanitizer remembers few accesses per word, so one run may miss what the next one shows."""
     _, case = mutant(expression, case_name)
-    with pytest.raises(SimtError, match="data race"):
-        host_mutant(BARRIER_AND_BOUND, "threads").run(expression, case.launch, seed=1)
+    program, reports = host_mutant(BARRIER_AND_BOUND, "threads"), []
+    for _ in range(5):
+        try:
+            program.run(expression, case.launch, seed=1)
+        except SimtError as error:
+            reports.append(str(error))
+    assert any("data race" in report for report in reports)
 
 
 def test_host_run_reports_a_barrier_that_some_threads_skip(tmp_path):

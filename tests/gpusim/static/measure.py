@@ -81,7 +81,6 @@ def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -
             "stores": count("STG"),
             "stores_128": count("STG", contains=".128"),
             "matrix": count(*_MATRIX),
-            "instructions": sum(mix.values()),
         }
     return facts
 

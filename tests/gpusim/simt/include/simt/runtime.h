@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 #ifdef SIMT_THREADS
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -252,12 +253,15 @@ inline void maybe_yield() {
 
 inline void run_block(const std::function<void()>& call, uint3 index) {
     std::vector<std::thread> threads;
+    std::atomic<bool> go{false};  // relaxed: all threads are alive before the first one runs, and nothing orders them
     for (int thread = 0; thread < block->size; ++thread)
-        threads.emplace_back([&call, index, thread] {
+        threads.emplace_back([&call, &go, index, thread] {
             thread_rank = thread;
             block_index = index;
+            while (!go.load(std::memory_order_relaxed)) std::this_thread::yield();
             call();
         });
+    go.store(true, std::memory_order_relaxed);
     for (std::thread& thread : threads) thread.join();
 }
 #endif
