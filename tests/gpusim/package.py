@@ -35,7 +35,8 @@ class PackageOp:
         triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
         gated: Calls whose Triton kernels go through the compile gate: each compiles 14 times, a second or two each.
         racecheck: Calls for ThreadSanitizer, which takes few threads.
-        streaming: Calls whose traffic is held to the limits of a memory-bound kernel.
+        streaming: Calls whose traffic is held to the limits of a memory-bound kernel, on aligned rows.
+        unaligned: The same, on rows that begin anywhere.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PackageOp:
     gated: tuple[str, ...] = ()
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
+    unaligned: tuple[str, ...] = ()
 
 
 def _normal(dtype: torch.dtype, *shape: int, skip: int = 0) -> Tensor:
@@ -110,6 +112,7 @@ OPS = [
         ),
         racecheck=("short rows, float32", "one element"),
         streaming=("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
+        unaligned=("unaligned, f32", "unaligned, bf16"),
     ),
     *(
         PackageOp(

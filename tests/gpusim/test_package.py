@@ -8,7 +8,7 @@ from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
 from .package import OPS, run_cuda, run_triton
-from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, needs_nvrtc, needs_triton
+from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, UNALIGNED_LIMITS, needs_nvrtc, needs_triton
 from .triton_aot import compile_triton
 
 
@@ -28,12 +28,13 @@ def check(op, got, args):
 
 
 def check_traffic(op, call, args, launches):
-    if call not in op.streaming:
+    if call not in op.streaming + op.unaligned:
         return
     counters = [launch.result.counters for launch in launches]
     ratio = sum(c.sectors for c in counters) / sum(c.ideal_sectors for c in counters)
-    assert ratio <= ALIGNED_LIMIT
-    minimum = args[0].numel() * args[0].element_size() + 10 * 8 * args[0].shape[0]
+    x = args[0]
+    assert ratio <= (ALIGNED_LIMIT if call in op.streaming else UNALIGNED_LIMITS[x.element_size()])
+    minimum = x.numel() * x.element_size() + 10 * 8 * x.shape[0]
     assert sum(c.dram_bytes for c in counters) <= DRAM_LIMIT * minimum, "DRAM bytes in the LRU model"
 
 
@@ -57,8 +58,10 @@ def compiled_triton():
 @needs_triton
 @pytest.mark.parametrize(("op", "call"), every_call("triton"))
 def test_triton_in_the_executor(compiled_triton, op, call):
-    got, _ = run_triton(op, call)
-    check(op, got, op.calls[call]())
+    got, launches = run_triton(op, call)
+    args = op.calls[call]()
+    check(op, got, args)
+    check_traffic(op, call, args, launches)
 
 
 def siblings(only=lambda op: op.calls):
