@@ -5,10 +5,12 @@ them all and picks one when it is imported. Nothing here needs torch, a GPU or t
 """
 
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 import pybind11
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
 
 X86 = platform.machine() in {"x86_64", "AMD64"}
 ISAS = {"base": []}  # x86-64 baseline, or NEON on aarch64
@@ -47,9 +49,20 @@ PHILOX = (
         "cflags": [*UNFUSED, *WARNINGS, "-fopenmp"],
     },
 )
+
+
+class BuildClib(build_clib):
+    """Compiles the libraries side by side: each is one source that takes a quarter of a minute."""
+
+    def build_libraries(self, libraries):
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda library: super(BuildClib, self).build_libraries([library]), libraries))
+
+
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("isa", "moments", "reduction", "sketches"))]
 
 setup(
+    cmdclass={"build_clib": BuildClib},
     libraries=[*(kernel_library(isa) for isa in ISAS), PHILOX],
     ext_modules=[
         Extension(

@@ -16,8 +16,8 @@ inline void row_items(const MomentsTask& task, int64_t first_item, int64_t last_
   for (int64_t item = first_item; item < last_item; ++item) {
     const int64_t first = segment * r.segment, last = first + r.segment < r.n_reduced ? first + r.segment : r.n_reduced;
     State s = empty_state();
-    for_each_chunk<T, kPool>(static_cast<const T*>(r.x) + in.offset, r, first, last,
-                             [&](const auto* p, int64_t n) { add_run(p, n, task, s); });
+    for_each_chunk<T, kPool, kRunChunk>(static_cast<const T*>(r.x) + in.offset, r, first, last,
+                                        [&](const auto* p, int64_t n) { add_chunk(p, n, task, s); });
     emitter.add(s, segment * r.n_kept + out.offset);
     if (++segment == r.n_segments) {
       segment = 0;

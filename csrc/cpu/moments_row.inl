@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kBlockPairs = 32;  // vector pairs summed before the lanes are put aside
 constexpr int kSamplePairs = 4;  // vector pairs whose mean is the first pivot
+constexpr int kRunChunk = 8192;  // elements of a chunk that is read where it lies, twice only if its pivot misses
 constexpr int kPrefetchBytes = 2048;
 
 template <class Real>
@@ -260,16 +261,12 @@ inline State chunk_state(const T* p, int n, double threshold, RealOf<T> limit, c
 }
 
 template <class T>
-BR_INLINE void add_run(const T* p, int64_t n, const MomentsTask& task, State& s) {
-  const RealOf<T> limit = threshold_of<RealOf<T>>(task);
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int m = static_cast<int>(n - i < kChunk ? n - i : kChunk);
-    const State chunk = chunk_state(p + i, m, task.threshold, limit, s);
-    if (s.n == 0) {
-      s = chunk;
-    } else {
-      merge(s, chunk);
-    }
+BR_INLINE void add_chunk(const T* p, int64_t n, const MomentsTask& task, State& s) {
+  const State chunk = chunk_state(p, static_cast<int>(n), task.threshold, threshold_of<RealOf<T>>(task), s);
+  if (s.n == 0) {
+    s = chunk;
+  } else {
+    merge(s, chunk);
   }
 }
 

@@ -129,7 +129,7 @@ Plan plan_reduction(const View& view, bool allow_columns) {
     r.n_items = r.n_kept / width * r.n_blocks * r.n_segments;
   } else {
     r.n_blocks = 1;
-    cut(r.n_reduced, ceil_div(kRowSegment, r.n_pooled), r.pool == kPoolNone ? 4096 : 64, r);
+    cut(r.n_reduced, ceil_div(kRowSegment, r.n_pooled), r.pool == kPoolNone ? 8192 : 64, r);
     r.n_items = r.n_kept * r.n_segments;
   }
   return plan;

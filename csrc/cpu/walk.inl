@@ -191,9 +191,10 @@ inline void gather_run(const T* p, int64_t n, int64_t stride, RealOf<T>* out) {
   for (; i < n; ++i) out[i] = to_real(p[i * stride]);
 }
 
-// n values of the innermost reduced dim, from p on.
+// n values of the innermost reduced dim, from p on. One copy for all ops: this is most of the code.
 template <class T, Pool kPool>
-BR_INLINE void read_values(const T* p, int64_t n, int64_t stride, const Reduction& r, PooledReal<T, kPool>* out) {
+__attribute__((noinline)) void read_values(const T* p, int64_t n, int64_t stride, const Reduction& r,
+                                           PooledReal<T, kPool>* out) {
   if constexpr (kPool == kPoolNone) {
     gather_run(p, n, stride, out);
   } else if (stride == 1 && r.pooled.stride[r.pooled.n - 1] != 1) {
@@ -203,9 +204,9 @@ BR_INLINE void read_values(const T* p, int64_t n, int64_t stride, const Reductio
   }
 }
 
-// Calls use(pointer, n) on the reduced values [first, last) of the sample at x, at most kChunk at a time: on the memory
-// of the tensor where its runs are long, else on a buffer in L1.
-template <class T, Pool kPool, class Use>
+// Calls use(pointer, n) on the reduced values [first, last) of the sample at x: at most kRun at a time on the memory of
+// the tensor where its runs are long, else at most kChunk at a time on a buffer in L1.
+template <class T, Pool kPool, int kRun = kChunk, class Use>
 BR_INLINE void for_each_chunk(const T* x, const Reduction& r, int64_t first, int64_t last, Use use) {
   const int inner = r.reduced.n - 1;
   const int64_t length = r.reduced.size[inner], stride = r.reduced.stride[inner];
@@ -215,7 +216,7 @@ BR_INLINE void for_each_chunk(const T* x, const Reduction& r, int64_t first, int
   for (Walker w(r.reduced, 1, first / length); first < last; w.next()) {
     for (int64_t n; column < length && first < last; column += n, first += n) {
       n = length - column < last - first ? length - column : last - first;
-      const int64_t room = direct ? kChunk : kChunk - filled;
+      const int64_t room = direct ? kRun : kChunk - filled;
       n = n < room ? n : room;
       const T* p = x + w.offset + column * stride;
       if constexpr (kPool == kPoolNone) {

@@ -46,7 +46,7 @@ struct Reduction {
 };
 
 constexpr int64_t kColumnBlock = 1024;  // columns of a block: the sums of a block stay in L1
-constexpr int64_t kColumnPanel = 256;  // rows summed in float32 before they are merged in float64
+constexpr int64_t kColumnPanel = 256;   // rows summed in float32 before they are merged in float64
 
 // Segment s of output index i writes field f to out[f * field_stride + s * n_kept + i].
 struct MomentsTask {
