@@ -11,9 +11,6 @@ from .static.occupancy import LIMITS, occupancy
 from .static.report import compare, current, read_baseline
 from .toolchain import cuda_include_dirs, nvrtc_missing, triton_missing
 
-# Compiling everything for every architecture takes minutes, so `make test-slow` runs it.
-pytestmark = pytest.mark.slow
-
 needs_both = pytest.mark.skipif(
     (nvrtc_missing() or triton_missing()) is not None, reason=str(nvrtc_missing() or triton_missing())
 )
