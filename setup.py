@@ -55,6 +55,7 @@ class BuildClib(build_clib):
     """Compiles the libraries side by side: each is one source that takes a quarter of a minute."""
 
     def build_libraries(self, libraries):
+        """Runs one compiler for each library at a time."""
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda library: super(BuildClib, self).build_libraries([library]), libraries))
 
