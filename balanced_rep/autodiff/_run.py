@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,8 +40,30 @@ def run(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], se
 
 def _eagerly(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Any:
     """Compiled parts of ``f`` run as they were written: a compiler cannot see through a Dual."""
-    with torch.compiler.set_stance("force_eager"):
+    with _stance:
         return _call(f, args, kwargs, session)
+
+
+class _SharedStance:
+    """``set_stance("force_eager")`` for threads: the stance is the process's, so the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._held = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._held.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._held.close()
+
+
+_stance = _SharedStance()
 
 
 def _call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> Any:

@@ -664,3 +664,37 @@ def test_two_threads_do_not_meet(draw: Callable):
         got = list(pool.map(lambda x: jvp(net, x, x[None])[1], xs))
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
+
+
+def test_threads_that_overlap_leave_compiling_as_it_was(x: Tensor, t: Tensor):
+    import threading
+
+    torch._dynamo.reset()
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        traced.append(graph)
+        return graph.forward
+
+    second_inside, first_out = threading.Event(), threading.Event()
+
+    def first(x: Tensor) -> Tensor:
+        assert second_inside.wait(30)
+        return x.sin()
+
+    def second(x: Tensor) -> Tensor:
+        second_inside.set()
+        assert first_out.wait(30)
+        return x.sin()
+
+    thread = threading.Thread(target=lambda: jvp(second, x, t))
+
+    def starts_second(x: Tensor) -> Tensor:
+        thread.start()
+        return first(x)
+
+    jvp(starts_second, x, t)
+    first_out.set()
+    thread.join()
+    torch.compile(torch.sin, backend=backend)(x)
+    assert traced, "compiled functions still run eagerly"
