@@ -130,20 +130,28 @@ BR_INLINE PooledReal<T, kPool> pool_at(const T* p, const Reduction& r) {
   return static_cast<Real>(sum / static_cast<double>(r.n_pooled));
 }
 
-// acc_j = max(acc_j, x_j), NaN kept; and acc_j += x_j in float64.
-template <class T>
-BR_INLINE void max_row(const T* p, int64_t n, RealOf<T>* acc) {
+// acc_j = max(acc_j, x_j) over some rows x, NaN kept; and acc_j += x_j in float64.
+template <int kRows, class T>
+BR_INLINE void max_rows(const T* const* p, int64_t n, RealOf<T>* acc) {
   typedef RealOf<T> Real;
   typedef VecOf<Real> V;
   constexpr int kLanes = Simd<Real>::kLanes;
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) {
-    const V x = load(p + j), old = load(acc + j);
-    store_bytes(acc + j, select(bit_cast<IntVecOf<Real>>(x != x), x, max_of(x, old)));
+    V hi = load(acc + j);
+    IntVecOf<Real> nan = bit_cast<IntVecOf<Real>>(hi != hi);
+    for (int k = 0; k < kRows; ++k) {
+      const V x = load(p[k] + j);
+      nan |= bit_cast<IntVecOf<Real>>(x != x);
+      hi = max_of(hi, x);
+    }
+    store_bytes(acc + j, select(nan, splat(static_cast<Real>(__builtin_nan(""))), hi));
   }
   for (; j < n; ++j) {
-    const Real x = to_real(p[j]);
-    acc[j] = x != x || x > acc[j] ? x : acc[j];
+    for (int k = 0; k < kRows; ++k) {
+      const Real x = to_real(p[k][j]);
+      acc[j] = x != x || x > acc[j] ? x : acc[j];
+    }
   }
 }
 
@@ -166,14 +174,24 @@ BR_INLINE void add_row(const T* p, int64_t n, double* acc) {
 template <class T, Pool kPool>
 inline void pool_row(const T* p, int64_t n, const Reduction& r, PooledReal<T, kPool>* out) {
   typedef PooledReal<T, kPool> Real;
+  constexpr int kTogether = 4;  // rows that share a load and a store of the result
   const Real neutral = kPool == kPoolMax ? static_cast<Real>(-__builtin_inf()) : Real(0);
   for (int64_t j = 0; j < n; ++j) out[j] = neutral;
   Walker w(r.pooled, 0, 0);
-  for (int64_t k = 0; k < r.n_pooled; ++k, w.next()) {
+  int64_t k = 0;
+  if constexpr (kPool == kPoolMax) {
+    const T* rows[kTogether];
+    for (; k + kTogether <= r.n_pooled; k += kTogether) {
+      for (int row = 0; row < kTogether; ++row, w.next()) rows[row] = p + w.offset;
+      max_rows<kTogether>(rows, n, out);
+    }
+  }
+  for (; k < r.n_pooled; ++k, w.next()) {
+    const T* const row = p + w.offset;
     if constexpr (kPool == kPoolMax) {
-      max_row(p + w.offset, n, out);
+      max_rows<1>(&row, n, out);
     } else {
-      add_row(p + w.offset, n, out);
+      add_row(row, n, out);
     }
   }
   if (kPool == kPoolMean) {
