@@ -27,9 +27,9 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]  # psabi: no vector crosses a tran
 HEADERS = sorted([*glob("csrc/include/balanced_rep/*.h"), *glob("csrc/cpu/*.inl"), *glob("csrc/cpu/*.h")])
 
 
-def kernel_library(isa: str) -> tuple[str, dict]:
-    source = f"csrc/cpu/kernels_{isa}.cpp"
-    return f"balanced_rep_{isa}", {
+def kernel_library(part: str, isa: str) -> tuple[str, dict]:
+    source = f"csrc/cpu/{part}_{isa}.cpp"
+    return f"balanced_rep_{part}_{isa}", {
         "sources": [source],
         "obj_deps": {source: HEADERS},  # a changed .inl rebuilds
         "include_dirs": ["csrc/include"],
@@ -60,17 +60,22 @@ class BuildClib(build_clib):
             list(pool.map(lambda library: super(BuildClib, self).build_libraries([library]), libraries))
 
 
-SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in ("isa", "moments", "reduction", "sketches"))]
+PARTS = ("kernels", "jvp")  # statistics, and functions with tangents
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/bindings_jvp.cpp",
+    *(f"csrc/cpu/{name}.cpp" for name in ("isa", "jvp", "moments", "reduction", "sketches")),
+]
 
 setup(
     cmdclass={"build_clib": BuildClib},
-    libraries=[*(kernel_library(isa) for isa in ISAS), PHILOX],
+    libraries=[*(kernel_library(part, isa) for part in PARTS for isa in ISAS), PHILOX],
     ext_modules=[
         Extension(
             "balanced_rep._C",
             SOURCES,
             # Relinks when a library is rebuilt.
-            depends=[*HEADERS, *glob("csrc/cpu/kernels_*.cpp"), "csrc/cpu/philox.cpp"],
+            depends=[*HEADERS, *(f"csrc/cpu/{p}_{isa}.cpp" for p in PARTS for isa in ISAS), "csrc/cpu/philox.cpp"],
             include_dirs=["csrc/include", pybind11.get_include()],
             extra_compile_args=[*FLAGS, *WARNINGS, "-fopenmp"],
             extra_link_args=["-fopenmp"],

@@ -8,6 +8,8 @@
 #include "balanced_rep/ops.h"
 
 namespace py = pybind11;
+void bind_jvp(py::module_& m);  // bindings_jvp.cpp
+
 namespace br = balanced_rep;
 
 namespace {
@@ -104,4 +106,6 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("x"), py::arg("n_bytes"), py::arg("n_threads"),
       "Sums floats and does nothing else: how fast this processor reads memory, for the benchmarks.");
+
+  bind_jvp(m);
 }

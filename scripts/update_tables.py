@@ -32,7 +32,7 @@ RUNS_ON = {
 def registry() -> dict[str, OpSpec]:
     """Every op of the package, those with the most backends first."""
     for module in pkgutil.iter_modules(ops_package.__path__, "balanced_rep.ops."):
-        if module.name != "balanced_rep.ops._cpp":  # the one that needs the extension, which not every place has
+        if not module.name.rpartition(".")[2].startswith("_cpp"):  # these need the extension, which not every place has
             importlib.import_module(module.name)
     return dict(sorted(REGISTRY.items(), key=lambda item: (-len(item[1].impls), item[0])))
 

@@ -14,9 +14,27 @@ from torch import Tensor
 from balanced_rep.kernels._strided import describe
 from balanced_rep.ops._registry import forced_backend, missing
 
-__all__ = ["cpp_items", "cpp_tensor", "cuda_items", "cuda_moments", "triton_items", "triton_moments"]
+__all__ = [
+    "JVP_PAIRS",
+    "cpp_attention_jvp",
+    "cpp_items",
+    "cpp_jvp",
+    "cpp_tensor",
+    "cuda_items",
+    "cuda_moments",
+    "triton_items",
+    "triton_moments",
+]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+JVP_PAIRS = (  # dtypes of primal and tangents that the C++ kernels take, by number
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.bfloat16),
+)
 
 
 def cpp_tensor(x: Tensor, *_: Any) -> str | None:
@@ -26,6 +44,22 @@ def cpp_tensor(x: Tensor, *_: Any) -> str | None:
     if x.dtype not in _DTYPES:
         return f"dtype {x.dtype} is not one of float32, float16, bfloat16, float64"
     return missing("balanced_rep._C")
+
+
+def cpp_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
+    """A primal and its tangents on the CPU."""
+    if x.device.type != "cpu":
+        return f"input is on {x.device}, this backend runs on cpu"
+    if (x.dtype, dx.dtype) not in JVP_PAIRS:
+        return f"a {x.dtype} primal with {dx.dtype} tangents is none of the pairs that it was compiled for"
+    return missing("balanced_rep._C")
+
+
+def cpp_attention_jvp(
+    q: Tensor, k: Tensor, v: Tensor, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, *_: Any
+) -> str | None:
+    """Queries, keys, values and those tangents that there are, on the CPU."""
+    return cpp_jvp(q, next(t for t in (dq, dk, dv) if t is not None))
 
 
 def cuda_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:

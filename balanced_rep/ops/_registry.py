@@ -60,6 +60,8 @@ class OpSpec:
         impls: Backend name to implementation; a backend that is absent is not implemented.
         inputs: ``inputs(generator, dtype) -> tuple`` of arguments for one representative call.
         tolerance: dtype of the input to ``(rtol, atol)`` against the float64 reference.
+        outputs: For an op whose implementations write into given memory: takes the arguments, returns uninitialised
+            outputs. They are called as ``fn(*args, out=outputs)``; the reference returns its results.
     """
 
     name: str
@@ -67,6 +69,7 @@ class OpSpec:
     impls: dict[str, Impl] = field(default_factory=dict)
     inputs: Callable[[torch.Generator, torch.dtype], tuple[Any, ...]] | None = None
     tolerance: dict[torch.dtype, tuple[float, float]] = field(default_factory=dict)
+    outputs: Callable[..., tuple[torch.Tensor, ...]] | None = None
 
     def why_not(self, backend_name: str, *args: Any) -> str | None:
         """``None`` if the backend can run this call, else the reason it cannot."""
@@ -101,10 +104,18 @@ class OpSpec:
             )
         return forced
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, out: tuple[torch.Tensor, ...] | None = None) -> Any:
         choice = self.choose(*args)
         _log_choice(self.name, choice)
-        return self.reference(*args) if choice == "reference" else self.impls[choice].fn(*args)
+        if self.outputs is None:
+            return self.reference(*args) if choice == "reference" else self.impls[choice].fn(*args)
+        out = self.outputs(*args) if out is None else out
+        if choice == "reference":
+            for given, value in zip(out, self.reference(*args), strict=True):
+                given.copy_(value)
+        else:
+            self.impls[choice].fn(*args, out=out)
+        return out
 
 
 @functools.cache

@@ -13,25 +13,30 @@ namespace balanced_rep {
 #if defined(__aarch64__)
 namespace neon {
 extern const Kernels kernels;
-}
+extern const JvpKernels jvp_kernels;
+}  // namespace neon
 #else
 namespace base {
 extern const Kernels kernels;
-}
+extern const JvpKernels jvp_kernels;
+}  // namespace base
 #endif
 #if defined(__x86_64__) && !defined(BR_BASE_ONLY)
 namespace avx2 {
 extern const Kernels kernels;
-}
+extern const JvpKernels jvp_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels kernels;
-}
+extern const JvpKernels jvp_kernels;
+}  // namespace avx512
 #endif
 
 namespace {
 
 struct Candidate {
   const Kernels* kernels;
+  const JvpKernels* jvp_kernels;
   bool usable;
 };
 
@@ -45,15 +50,17 @@ bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
 // Slowest first.
 std::vector<Candidate> candidates() {
 #if defined(__aarch64__)
-  return {{&neon::kernels, true}};
+  return {{&neon::kernels, &neon::jvp_kernels, true}};
 #elif defined(__x86_64__) && !defined(BR_BASE_ONLY)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return {{&base::kernels, true}, {&avx2::kernels, avx2}, {&avx512::kernels, avx512}};
+  return {{&base::kernels, &base::jvp_kernels, true},
+          {&avx2::kernels, &avx2::jvp_kernels, avx2},
+          {&avx512::kernels, &avx512::jvp_kernels, avx512}};
 #else
-  return {{&base::kernels, true}};
+  return {{&base::kernels, &base::jvp_kernels, true}};
 #endif
 }
 
@@ -64,6 +71,7 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 std::atomic<const Kernels*> active{nullptr};
+std::atomic<const JvpKernels*> active_jvp{nullptr};
 
 }  // namespace
 
@@ -85,6 +93,7 @@ void set_isa(const std::string& name) {
   for (const Candidate& c : candidates()) {
     if (name == c.kernels->name && c.usable) {
       active = c.kernels;
+      active_jvp = c.jvp_kernels;
       return;
     }
   }
@@ -106,5 +115,6 @@ void choose_isa() {
 }
 
 const Kernels& kernels() { return *active.load(std::memory_order_relaxed); }
+const JvpKernels& jvp_kernels() { return *active_jvp.load(std::memory_order_relaxed); }
 
 }  // namespace balanced_rep

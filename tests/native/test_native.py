@@ -14,7 +14,7 @@ ROOT = HERE.parents[1]
 CPU = ROOT / "csrc" / "cpu"
 SOURCES = [
     HERE / "check_moments.cpp",
-    *(CPU / f"{name}.cpp" for name in ("isa", "moments", "reduction", "kernels_base")),
+    *(CPU / f"{name}.cpp" for name in ("isa", "moments", "reduction", "kernels_base", "jvp_base")),
 ]
 FLAGS = ["-std=c++17", "-DBR_BASE_ONLY", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas", "-Werror"]
 X86 = os.uname().machine in {"x86_64", "AMD64"}
@@ -69,14 +69,15 @@ def test_neon_under_emulation(tmp_path):
 
 
 @pytest.mark.parametrize("isa", ISA_FLAGS if X86 else ["base"])
-def test_no_symbol_leaks_from_an_instruction_set(compiler, tmp_path, isa):
+@pytest.mark.parametrize(("part", "table"), [("kernels", "kernels"), ("jvp", "jvp_kernels")])
+def test_no_symbol_leaks_from_an_instruction_set(compiler, tmp_path, part, table, isa):
     """A weak symbol of the AVX-512 object could become the program's own copy, and crash it on an older processor."""
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
     target = tmp_path / "kernels.o"
     # Without optimisation nothing is inlined away: every function that could leak does.
     flags = [*FLAGS, "-O0", "-fno-exceptions", "-fvisibility=hidden", *ISA_FLAGS[isa], f"-I{ROOT / 'csrc' / 'include'}"]
-    subprocess.run([compiler, *flags, "-c", str(CPU / f"kernels_{isa}.cpp"), "-o", str(target)], check=True)
+    subprocess.run([compiler, *flags, "-c", str(CPU / f"{part}_{isa}.cpp"), "-o", str(target)], check=True)
     listed = subprocess.run(["nm", "-C", "--defined-only", str(target)], capture_output=True, text=True, check=True)
     leaked = [line for line in listed.stdout.splitlines() if line.split()[1] not in "trdb"]
-    assert [line.split(maxsplit=2)[2] for line in leaked] == [f"balanced_rep::{isa if X86 else 'neon'}::kernels"]
+    assert [line.split(maxsplit=2)[2] for line in leaked] == [f"balanced_rep::{isa if X86 else 'neon'}::{table}"]

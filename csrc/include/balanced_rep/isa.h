@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "balanced_rep/jvp_kernels.h"
 #include "balanced_rep/kernels.h"
 
 namespace balanced_rep {
@@ -15,5 +16,6 @@ std::vector<std::string> usable_isas();  // compiled and supported by this proce
 void choose_isa();
 void set_isa(const std::string& name);
 const Kernels& kernels();
+const JvpKernels& jvp_kernels();
 
 }  // namespace balanced_rep

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "balanced_rep/jvp_kernels.h"
 #include "balanced_rep/kernels.h"
 
 namespace balanced_rep {
@@ -28,6 +29,12 @@ void energy_entropy(const View& view, double* out, int n_threads);
 // Counter-based randomness, (n_items, n) contiguous: 32-bit words in int64, and standard normals.
 void philox_bits(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, int64_t* out, int n_threads);
 void philox_normal(const int64_t* items, int64_t n_items, int64_t seed, int64_t n, float* out, int n_threads);
+
+// Functions with K tangents; see jvp_kernels.h. The fields of the group norm that say how it is cut are set here.
+void attention_jvp(const AttentionTask& task, DTypePair pair, int n_threads);
+void group_norm_jvp(GroupNormTask task, DTypePair pair, int n_threads);
+void row_jvp(const RowTask& task, DTypePair pair, int n_threads);
+void activation_jvp(const ActivationTask& task, DTypePair pair, int n_threads);
 
 // Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
 float read_test(const float* x, int64_t n, int n_threads);

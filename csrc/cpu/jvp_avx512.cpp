@@ -1,0 +1,2 @@
+#define BR_ISA_NAMESPACE avx512
+#include "jvp.inl"
