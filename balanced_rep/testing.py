@@ -37,7 +37,7 @@ def activations(
     Raises:
         ValueError: If the distribution is unknown.
     """
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
     narrow = dtype == torch.float16
     if distribution == "relu":
         x = x.relu()
@@ -50,7 +50,7 @@ def activations(
     elif distribution == "subnormal":
         x = x * {torch.float16: 1e-7, torch.bfloat16: 1e-39}.get(dtype, 1e-41)
     elif distribution == "constant":
-        x = torch.full(shape, 0.1, dtype=torch.float64)
+        x = torch.full_like(x, 0.1)
     elif distribution == "step":
         x[..., x.shape[-1] // 2 :] += 50.0
     elif distribution == "heavy":

@@ -182,7 +182,7 @@ def _noisy(images: Tensor, sigmas: Sequence[float], n_draws: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     for sigma in sigmas:
         for _ in range(n_draws):
-            yield sigma, images + sigma * torch.randn(images.shape, generator=generator)
+            yield sigma, images + sigma * torch.randn(images.shape, generator=generator, device="cpu")
 
 
 def _score(

@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
     """A checkpoint file that cannot be used; the message says what is wrong with it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DigitsSplit:
     """Which image of `load_digits` plays which part; int64 index tensors, disjoint, together all 1797 images.
 
@@ -61,7 +61,7 @@ class DigitsSplit:
             ValueError: They are not.
         """
         together = torch.cat([self.repeated, self.ordinary, self.held_out]).sort().values
-        if not torch.equal(together, torch.arange(N_IMAGES)):
+        if not torch.equal(together, torch.arange(N_IMAGES, device=together.device)):
             raise ValueError(f"repeated, ordinary and held-out images must be a partition of 0..{N_IMAGES - 1}.")
 
     @property
@@ -86,11 +86,11 @@ class DigitsSplit:
         """
         if not 0 < n_repeated < n_train < N_IMAGES:
             raise ValueError(f"Need 0 < n_repeated < n_train < {N_IMAGES}, got {n_repeated} and {n_train}.")
-        order = torch.randperm(N_IMAGES, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(N_IMAGES, generator=torch.Generator().manual_seed(seed), device="cpu")
         return cls(order[:n_repeated], order[n_repeated:n_train], order[n_train:])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DigitsData:
     """The digits as tensors.
 
@@ -213,7 +213,7 @@ class DigitsDenoiser(EDMDenoiser):
             path: The file.
 
         Returns:
-            The model, in eval mode, weights without gradient.
+            The model, on the CPU in eval mode, weights without gradient.
 
         Raises:
             CheckpointError: The file is no such checkpoint: the message names the missing or wrong part.
@@ -222,8 +222,9 @@ class DigitsDenoiser(EDMDenoiser):
         tensors, about = _read(Path(path))
         try:
             recipe = about["recipe"]
-            index = {k: torch.tensor(about[f"{k}_indices"]) for k in ("repeated", "ordinary", "held_out")}
-            model = cls(DigitsSplit(**index), recipe, **{k: recipe[k] for k in ("width", "depth", "sigma_data")})
+            with torch.device("cpu"):  # whatever the caller's default device is
+                index = {k: torch.tensor(about[f"{k}_indices"]) for k in ("repeated", "ordinary", "held_out")}
+                model = cls(DigitsSplit(**index), recipe, **{k: recipe[k] for k in ("width", "depth", "sigma_data")})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: metadata is missing or wrong: {error!r}.") from error
         _check_tensors(path, tensors, model)

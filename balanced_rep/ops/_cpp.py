@@ -38,7 +38,7 @@ def extension() -> ModuleType:
 
 def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) -> Tensor:
     """float64 ``(10, *kept)``; see :func:`balanced_rep.ops.moments.moments_reference`."""
-    out = torch.empty((10, *x.shape[:n_kept]), dtype=torch.float64)
+    out = _empty((10, *x.shape[:n_kept]), torch.float64)
     x = x.resolve_neg()
     extension().moments(*_view(x, n_kept, n_pooled, pool), threshold, out.data_ptr(), torch.get_num_threads())
     return out
@@ -46,7 +46,7 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
 
 def log_histogram(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
     """int64 ``(3, *kept, bins)``; see :func:`balanced_rep.ops.log_histogram.log_histogram_reference`."""
-    out = torch.empty((3, *x.shape[:n_kept], N_BINS), dtype=torch.int64)
+    out = _empty((3, *x.shape[:n_kept], N_BINS), torch.int64)
     x, top = x.resolve_neg(), top.contiguous()
     view = _view(x, n_kept, n_pooled, pool)
     extension().log_histogram(*view, top.data_ptr(), out.data_ptr(), torch.get_num_threads())
@@ -55,7 +55,7 @@ def log_histogram(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int)
 
 def energy_entropy(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
     """float64 ``(*kept,)``; see :func:`balanced_rep.ops.energy_entropy.energy_entropy_reference`."""
-    out = torch.empty(x.shape[:n_kept], dtype=torch.float64)
+    out = _empty(tuple(x.shape[:n_kept]), torch.float64)
     x = x.resolve_neg()
     extension().energy_entropy(*_view(x, n_kept, n_pooled, pool), out.data_ptr(), torch.get_num_threads())
     return out
@@ -73,9 +73,14 @@ def philox_normal(items: Tensor, seed: int, n: int) -> Tensor:
 
 def _philox(kernel: Any, items: Tensor, seed: int, n: int, dtype: torch.dtype) -> Tensor:
     items = items.contiguous()
-    out = torch.empty((items.shape[0], n), dtype=dtype)
+    out = _empty((items.shape[0], n), dtype)
     kernel(items.data_ptr(), items.shape[0], seed, n, out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Host memory, whatever ``torch.device(...)`` block or default device is around: a kernel writes to its address."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _view(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Moment:
         """Takes a number or a tensor without waiting for a device; anything else has no values."""
         if isinstance(value, Tensor):
             return cls(value.detach().reshape(-1).clone(), value.dtype)
-        if isinstance(value, int | float):
+        if isinstance(value, Real):
             return cls((float(value),))
         return cls(())
 
@@ -178,4 +179,4 @@ def _shortest(value: float, dtype: torch.dtype) -> float:
 
 
 def _round(value: float, dtype: torch.dtype) -> float:
-    return torch.tensor(value, dtype=dtype).item() if dtype.is_floating_point else value
+    return torch.tensor(value, dtype=dtype, device="cpu").item() if dtype.is_floating_point else value

@@ -189,8 +189,8 @@ class RepresentationStats(Measures):
         """Everything as tensors, e.g. for ``safetensors.torch.save_file``."""
         out = {
             "state": self.state.contiguous(),
-            "settings": torch.tensor([self.correction, self.threshold], dtype=torch.float64),
-            "dtype": torch.empty(0, dtype=self.dtype),
+            "settings": torch.tensor([self.correction, self.threshold], dtype=torch.float64, device="cpu"),
+            "dtype": torch.empty(0, dtype=self.dtype, device="cpu"),
         }
         if self.histogram is not None:
             out["histogram.table"] = self.histogram.table.contiguous()

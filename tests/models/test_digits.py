@@ -154,6 +154,13 @@ def test_unknown_variant() -> None:
         digits("both")  # type: ignore[arg-type]
 
 
+def test_on_the_cpu_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        model, data = digits(), digits_data()
+        drawn = DigitsSplit.draw(20, 1400, 100)
+    assert model.net.linear_in.weight.device.type == data.repeated.device.type == drawn.repeated.device.type == "cpu"
+
+
 def test_split_must_be_a_partition() -> None:
     split = DigitsSplit.draw(20, 1400, seed=3)
     with pytest.raises(ValueError, match="partition"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from balanced_rep.kernels import _supports
 from balanced_rep.ops import _cpp
@@ -88,6 +89,20 @@ print(sorted(set(re.findall(r"/\\S*lib(?:gomp|iomp5|omp)\\S*", maps))))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("/") > 0
     assert len(eval(done.stdout)) == 1, done.stdout
+
+
+def test_results_are_in_host_memory_whatever_the_default_device():
+    """A kernel writes to an address. Without outputs there is nothing to write, so that a failure is no crash."""
+    x, items = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    with torch.device("meta"):
+        results = (
+            _cpp.moments(x, 1, 0, 0, 0.0),
+            _cpp.log_histogram(x, items, 1, 0, 0),
+            _cpp.energy_entropy(x, 1, 0, 0),
+            _cpp.philox_bits(items, 0, 4),
+            _cpp.philox_normal(items, 0, 4),
+        )
+    assert [t.device.type for t in results] == ["cpu"] * 5
 
 
 def test_bad_arguments_do_not_reach_a_kernel():

@@ -470,6 +470,13 @@ def test_runs_on_meta_tensors():
     assert recording["second"].std.shape == (3,)
 
 
+def test_under_another_default_device():
+    model, x = conv_net(), torch.randn(2, 3, 8, 8)
+    with torch.device("meta"), record(model, "act", timesteps=0.3, timestep_arg=lambda args, kwargs: 0.3) as recording:
+        model(x)
+    torch.testing.assert_close(recording["act"].std, model[:2](x).flatten(1).std(1, correction=0))
+
+
 def test_one_transfer_moves_everything():
     model = conv_net()
     with record(model, ["first", "second"], per="sample") as recording:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ def make(forward: Any) -> nn.Module:
 X = torch.randn(3, 5)
 
 
-@pytest.mark.parametrize("t", [50, 50.0, *map(torch.tensor, (50, [50], [50, 50, 50], 50.0))], ids=str)
+@pytest.mark.parametrize(
+    "t", [50, 50.0, np.int64(50), np.float32(50), *map(torch.tensor, (50, [50], [50, 50, 50], 50.0))], ids=str
+)
 @pytest.mark.parametrize("keyword", [False, True])
 def test_any_form_of_timestep_is_matched(t: Any, keyword: bool):
     model = Net()
