@@ -8,7 +8,7 @@ from balanced_rep.ops import BackendError, backend
 from balanced_rep.stats import Recording, RepresentationStats, cat, record, representation_stats
 
 if TYPE_CHECKING:
-    from balanced_rep import autodiff, linalg, models
+    from balanced_rep import autodiff, linalg, models, theory
     from balanced_rep.autodiff import jvp
     from balanced_rep.linalg import JacobianOperator
 
@@ -26,6 +26,7 @@ __all__ = [
     "models",
     "record",
     "representation_stats",
+    "theory",
 ]
 
 # Imported when first asked for, so that the import of the package stays light: name to where it lives.
@@ -35,6 +36,7 @@ _LAZY = {
     "jvp": "balanced_rep.autodiff:jvp",
     "linalg": "balanced_rep.linalg",
     "models": "balanced_rep.models",
+    "theory": "balanced_rep.theory",
 }
 
 

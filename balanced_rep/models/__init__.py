@@ -4,6 +4,7 @@ from balanced_rep.models._digits import CheckpointError, DigitsData, DigitsDenoi
 from balanced_rep.models._edm import EDMDenoiser
 from balanced_rep.models._mlp import ResidualMLP
 from balanced_rep.models._protocol import Denoiser
+from balanced_rep.models._relu_dae import ReLUDAE
 
 __all__ = [
     "CheckpointError",
@@ -12,6 +13,7 @@ __all__ = [
     "DigitsDenoiser",
     "DigitsSplit",
     "EDMDenoiser",
+    "ReLUDAE",
     "ResidualMLP",
     "digits",
     "digits_data",
