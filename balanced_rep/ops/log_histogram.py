@@ -20,13 +20,13 @@ from balanced_rep.ops._layout import pooled_float64
 from balanced_rep.ops._library import define
 from balanced_rep.ops._registry import Impl, OpSpec
 
-__all__ = ["BINS_PER_OCTAVE", "CENTRE", "LOG_HISTOGRAM", "N_BINS", "OCTAVES", "log_histogram_reference"]
+__all__ = ["BINS_PER_OCTAVE", "CENTRE", "LOG_HISTOGRAM", "N_BINS", "OCTAVES", "REST_BITS", "log_histogram_reference"]
 
 OCTAVES = 32
 BINS_PER_OCTAVE = 32
 CENTRE = OCTAVES * BINS_PER_OCTAVE
 N_BINS = 2 * CENTRE + 1
-_REST_BITS = 18  # 23 mantissa bits of float32, less 5 for the bin
+REST_BITS = 18  # 23 mantissa bits of float32, less 5 for the bin
 
 
 def log_histogram_reference(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
@@ -47,9 +47,9 @@ def log_histogram_reference(x: Tensor, top: Tensor, n_kept: int, n_pooled: int, 
     octave = exponent.long() - 1 - (top.unsqueeze(-1) - OCTAVES)
     q = ((2 * mantissa - 1) * 2**23).long()
     inside = v.isfinite() & (v != 0) & (octave >= 0) & (octave < OCTAVES)
-    offset = 1 + octave * BINS_PER_OCTAVE + (q >> _REST_BITS)
+    offset = 1 + octave * BINS_PER_OCTAVE + (q >> REST_BITS)
     index = torch.where(inside, CENTRE + torch.where(v < 0, -offset, offset), CENTRE)
-    rest = torch.where(inside, q & 2**_REST_BITS - 1, 0)
+    rest = torch.where(inside, q & 2**REST_BITS - 1, 0)
     empty = torch.zeros((*v.shape[:-1], N_BINS), dtype=torch.int64, device=v.device)
     return torch.stack([empty.scatter_add(-1, index, w) for w in (torch.ones_like(rest), rest, rest * rest)])
 

@@ -6,18 +6,18 @@ Formulas and bounds: docs/ops/log_histogram.md.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from balanced_rep.ops.log_histogram import BINS_PER_OCTAVE, CENTRE, N_BINS, OCTAVES
+from balanced_rep.ops.log_histogram import BINS_PER_OCTAVE, CENTRE, N_BINS, OCTAVES, REST_BITS
 
 __all__ = ["LogHistogram", "window_top"]
 
 _LOWEST = -1100  # below every float64: a sample of zeros, or an empty one, leaves the window to what it is merged with
 _ROUNDING = 2.0**-22  # float64 mantissas are cut to 23 bits, and totals come from the moments
+_REST_MAX = 2**REST_BITS - 1
 
 
 def window_top(absmax: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ def window_top(absmax: Tensor) -> Tensor:
     return torch.where(absmax.isfinite() & (absmax > 0), top, _LOWEST)
 
 
-@functools.cache
 def _geometry(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, lower edge over scale and lower edge of the 1024 magnitude bins, ascending, in units of 2**top."""
+    # Not cached: tensors made in inference mode or inside a trace may not be used outside of it.
     bins = torch.arange(CENTRE, device=device)
     scale = torch.exp2((bins // BINS_PER_OCTAVE - OCTAVES).double())
     step = 1 + (bins % BINS_PER_OCTAVE).double() / BINS_PER_OCTAVE
@@ -66,6 +66,7 @@ class LogHistogram:
     def _magnitudes(self, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Count, sum |v| and sum v^2 of [centre, 1024 bins ascending]; the centre has what is left of the totals."""
         count, r1, r2 = (self.table[..., CENTRE + 1 :] + self.table[..., :CENTRE].flip(-1)).double()
+        r2 = torch.where(self._uncertain(r1), (r1.square() / count.clamp_min(1) + r1 * _REST_MAX) / 2, r2)
         scale, step, _ = _geometry(self.table.device)
         r1, r2 = r1 * 2.0**-23, r2 * 2.0**-46
         size = scale * (count * step + r1)
@@ -93,8 +94,7 @@ class LogHistogram:
             Share and bound, ``(*shape,)`` each.
         """
         count, _, square = (t.flip(-1) for t in self._magnitudes(l1, energy))
-        _, _, low = _geometry(self.table.device)
-        scale = _geometry(self.table.device)[0]
+        scale, _, low = _geometry(self.table.device)
         edge = torch.cat([low[:1], low + scale / BINS_PER_OCTAVE]).flip(-1)
         through = count.cumsum(-1)
         taken = (k.unsqueeze(-1) - (through - count)).clamp_min(0).minimum(count)
@@ -102,7 +102,24 @@ class LogHistogram:
         most = torch.where(taken == count, square, torch.minimum(square, taken * edge.square()))
         total = square.sum(-1)
         low_share, high_share = least.sum(-1) / total, most.sum(-1) / total
-        return (low_share + high_share) / 2, (high_share - low_share) / 2 + _ROUNDING
+        r1 = self.table[1, ..., CENTRE + 1 :] + self.table[1, ..., :CENTRE].flip(-1)
+        rounding = torch.where(self._uncertain(r1).any(-1), 2.0**-12, _ROUNDING)
+        return (low_share + high_share) / 2, (high_share - low_share) / 2 + rounding
+
+    @staticmethod
+    def _uncertain(r1: Tensor) -> Tensor:
+        """Whether the int64 sum of r^2 of a bin may have wrapped, which takes more than 2^27 values in it.
+
+        By Jensen it lies between ``r1**2 / count`` and ``r1 * _REST_MAX``. Their middle is right to 2^-13 of the
+        energy of the bin, and a share of energies to 2^-12.
+
+        Args:
+            r1: Sum of r of every bin.
+
+        Returns:
+            bool, shape of ``r1``.
+        """
+        return r1.double() * _REST_MAX >= 2.0**63
 
     def gini(self, l1: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Gini index of |v| and a bound on its error.

@@ -181,7 +181,7 @@ class Measures:
         """
         sketch = self._sketch("topk_share")
         if isinstance(k, float) and 0 < k < 1:
-            count = (k * self._n).ceil()
+            count = (k * self._n * (1 - 2.0**-50)).ceil()  # 0.07 * 100 is 7.000000000000001
         elif isinstance(k, int) and k >= 1:
             count = torch.full_like(self._n, k).minimum(self._n)
         else:

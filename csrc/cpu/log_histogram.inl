@@ -14,7 +14,8 @@ constexpr int kOctaves = 32, kBinsPerOctave = 32, kRestBits = 18;
 constexpr int kCentre = kOctaves * kBinsPerOctave;
 
 struct Bin {
-  int64_t count, rest, rest_squares;
+  int64_t count, rest;
+  uint64_t rest_squares;  // may wrap, above 2^27 values: the reader knows
 };
 
 template <class Real>
@@ -35,7 +36,7 @@ BR_INLINE void count_values(const Real* p, int64_t n, int64_t lowest, Bin* bins)
     Bin& bin = bins[inside ? kCentre + (v < 0 ? -offset : offset) : kCentre];
     bin.count += 1;
     bin.rest += r;
-    bin.rest_squares += r * r;
+    bin.rest_squares += static_cast<uint64_t>(r * r);
   }
 }
 
@@ -60,7 +61,8 @@ inline void histogram_items(const HistogramTask& task, int64_t first_kept, int64
     for (int b = 0; b < kHistogramBins; ++b) {
       table[b] = bins[b].count * task.repeated;
       table[task.field_stride + b] = bins[b].rest * task.repeated;
-      table[2 * task.field_stride + b] = bins[b].rest_squares * task.repeated;
+      table[2 * task.field_stride + b] =
+          static_cast<int64_t>(bins[b].rest_squares * static_cast<uint64_t>(task.repeated));
     }
   }
 }

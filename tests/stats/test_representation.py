@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from scipy import stats as scipy_stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import balanced_rep as br
 from balanced_rep.stats import RepresentationStats
@@ -224,6 +225,30 @@ def test_histogram_measures_stay_within_their_bounds(distribution, dtype):
     rounding = want.abs() * 1e-7 + (0 if dtype == torch.float64 else 1.5e-45)  # of a result given in float32
     assert ((value - want).abs() <= bound * (1 + 1e-6) + rounding).all()
     torch.testing.assert_close(s.quantile(0.25), s.quantile(q)[2])
+
+
+@pytest.mark.parametrize("rest", [2**18 - 1, 2**17, 1])
+def test_a_bin_of_more_values_than_its_sum_of_squares_holds(rest):
+    """2^30 values in each of two bins, and zeros, by stride 0: the sum of squared rests leaves int64."""
+    value = 1 + 31 / 32 + rest / 2**23
+    s = br.representation_stats(torch.tensor([[value], [1.0], [0.0]]).expand(3, 2**30), None, histogram=True)
+    share, bound = s.topk_share(2**30, return_bound=True)
+    assert abs(share - value**2 / (1 + value**2)) <= bound <= 2.0**-11
+    assert s.quantile([0.5, 0.75]).tolist() == pytest.approx([1.0, value], rel=1 / 64)
+
+
+def test_a_fraction_of_the_values_is_not_rounded_up_twice():
+    s = br.representation_stats(activations("normal", (2, 100)), histogram=True)
+    for percent in range(1, 100):
+        assert torch.equal(s.topk_share(percent / 100), s.topk_share(percent)), percent
+    assert torch.equal(s.topk_share(0.071), s.topk_share(8))
+
+
+def test_tracing_leaves_nothing_behind():
+    x = activations("normal", (2, 50))
+    gini = lambda h: br.representation_stats(h, histogram=True).gini()  # noqa: E731
+    graph = make_fx(gini, tracing_mode="fake")(x)
+    torch.testing.assert_close(graph(x), gini(x))
 
 
 def test_on_request_measures_say_how_to_get_them():
