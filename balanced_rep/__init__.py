@@ -10,13 +10,14 @@ from balanced_rep.stats import Recording, RepresentationStats, cat, record, repr
 if TYPE_CHECKING:
     from balanced_rep import autodiff, linalg, models, theory
     from balanced_rep.autodiff import jvp
-    from balanced_rep.linalg import JacobianOperator
+    from balanced_rep.linalg import JacobianOperator, StreamingPCA, randomized_svd
 
 __all__ = [
     "BackendError",
     "JacobianOperator",
     "Recording",
     "RepresentationStats",
+    "StreamingPCA",
     "__version__",
     "autodiff",
     "backend",
@@ -24,6 +25,7 @@ __all__ = [
     "jvp",
     "linalg",
     "models",
+    "randomized_svd",
     "record",
     "representation_stats",
     "theory",
@@ -32,10 +34,12 @@ __all__ = [
 # Imported when first asked for, so that the import of the package stays light: name to where it lives.
 _LAZY = {
     "JacobianOperator": "balanced_rep.linalg:JacobianOperator",
+    "StreamingPCA": "balanced_rep.linalg:StreamingPCA",
     "autodiff": "balanced_rep.autodiff",
     "jvp": "balanced_rep.autodiff:jvp",
     "linalg": "balanced_rep.linalg",
     "models": "balanced_rep.models",
+    "randomized_svd": "balanced_rep.linalg:randomized_svd",
     "theory": "balanced_rep.theory",
 }
 

@@ -1,0 +1,209 @@
+"""Other people's linear operators: anything with ``shape`` and ``@``, and a transpose of some name.
+
+Numpy operators (scipy's ``LinearOperator`` and sparse matrices) are fed numpy arrays, all others torch tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balanced_rep.linalg._small import double
+
+__all__ = ["Centred", "External", "Turned", "is_operator"]
+
+TRANSPOSES = ("mH", "H", "adjoint", "mT", "T")
+
+
+def is_operator(A: Any) -> bool:
+    """Whether ``A`` is to be used by its products: no array, but with a shape and ``@``."""
+    sparse = isinstance(A, Tensor) and A.layout != torch.strided
+    dense = isinstance(A, (Tensor, np.ndarray)) and not sparse
+    return not dense and hasattr(A, "shape") and hasattr(A, "__matmul__")
+
+
+class External:
+    """An operator ``(m, n)``, or ``(B, m, n)`` of matrices side by side, with every product checked.
+
+    Args:
+        A: The operator.
+        check_finite: Whether products are looked at for NaN and infinities.
+
+    Raises:
+        ValueError: If its shape is not that of matrices.
+        TypeError: If its dtype is no floating one.
+    """
+
+    separable = False
+    norm_squared: Tensor | None
+
+    def __init__(self, A: Any, check_finite: bool = True) -> None:
+        shape = tuple(int(s) for s in A.shape)
+        if len(shape) not in (2, 3):
+            raise ValueError(f"randomized_svd: the operator has shape {shape}; expected is (m, n) or (batch, m, n)")
+        self._A, self._check, self.stacked = A, check_finite, len(shape) == 3
+        self.batch, self.long, self.short = (1, *shape)[-3:]
+        dtype: Any = getattr(A, "dtype", None)
+        self.is_numpy = isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic))
+        known = dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
+        self.dtype = _torch_dtype(dtype) if self.is_numpy else known
+        if not (self.dtype.is_floating_point or self.dtype.is_complex):
+            raise TypeError(
+                f"randomized_svd: the operator has dtype {dtype}; a floating-point or complex one is needed"
+            )
+        self.device = torch.device(getattr(A, "device", None) or "cpu")
+        self.norm_squared = _stored_norm(A)
+        self.columns = 0
+
+    def forward(self, R: Tensor) -> Tensor:
+        """``R A^H``, by ``A @ R^H``, checked."""
+        return self._apply(self._A, R.mH, self.long, "A @ V").mH
+
+    def adjoint(self, Z: Tensor) -> Tensor:
+        """``Z A``, by ``A^H @ Z^H``, checked, for Z of any magnitude."""
+        if Z.numel() == 0:
+            return Z.new_zeros((self.batch, Z.shape[1], self.short), dtype=double(Z.dtype))
+        exponent = torch.frexp(Z.abs().amax((-2, -1), keepdim=True).to(torch.float64)).exponent
+        scale = torch.exp2(exponent.double())
+        product = self._apply(self._transposed(), Z.mH.to(double(Z.dtype)) / scale, self.short, "A.T @ U")
+        return product.mH.to(double(Z.dtype)) * scale
+
+    def select(self, index: Tensor) -> External:
+        """All of it: the matrices of an operator cannot be taken apart."""
+        return self
+
+    def _transposed(self) -> Any:
+        for name in TRANSPOSES:
+            found = getattr(self._A, name, None)
+            if found is None:
+                continue
+            found = found() if callable(found) and not hasattr(found, "__matmul__") else found
+            if name in ("mT", "T") and self.dtype.is_complex:
+                return _Conjugate(found)
+            return found
+        raise TypeError(
+            f"randomized_svd: {type(self._A).__name__} has no transpose, by which a block Krylov iteration multiplies: "
+            "give it .T (or .mT, .H, .mH, .adjoint()) with @. For the Jacobian of a nearly symmetric map, "
+            "jacobian_svd(mode='jvp') needs none."
+        )
+
+    def _apply(self, operator: Any, X: Tensor, rows: int, name: str) -> Tensor:
+        X = X.to(self.dtype)
+        given = X if self.stacked else X[0]
+        self.columns += X.shape[-1]
+        kind = type(self._A).__name__
+        try:
+            got = operator @ (given.contiguous().cpu().numpy() if self.is_numpy else given.contiguous())
+        except (NotImplementedError, TypeError) as error:  # scipy calls a product that was not given
+            raise TypeError(f"randomized_svd: {name} of {kind} cannot be computed: {error}") from error
+        if isinstance(got, np.ndarray):
+            got = torch.from_numpy(np.ascontiguousarray(got)).to(self.device)
+        if not isinstance(got, Tensor):
+            raise TypeError(f"randomized_svd: {name} of {kind} gave {type(got).__name__}; a tensor or array is needed")
+        expected = (*((self.batch,) if self.stacked else ()), rows, X.shape[-1])
+        if tuple(got.shape) != expected:
+            raise ValueError(
+                f"randomized_svd: {name} of {kind} {tuple(self._A.shape)} gave shape {tuple(got.shape)} for "
+                f"{tuple(given.shape)}; expected is {expected}"
+            )
+        if got.dtype != self.dtype:
+            raise TypeError(
+                f"randomized_svd: {name} of {kind} gave {got.dtype} for {self.dtype}; its dtype attribute has to say "
+                "what its products take and give"
+            )
+        got = got.detach() if self.stacked else got.detach().unsqueeze(0)
+        if self._check and not bool(got.isfinite().all()):
+            raise ValueError(f"randomized_svd: {name} of {kind} gave NaN or infinity (check_finite=False to go on)")
+        return got
+
+
+class Turned:
+    """The conjugate transpose of an operator, so that the longer side comes first."""
+
+    separable = False
+
+    def __init__(self, inner: External | Centred) -> None:
+        self.inner = inner
+        self.batch, self.long, self.short = inner.batch, inner.short, inner.long
+        self.dtype, self.device, self.norm_squared = inner.dtype, inner.device, inner.norm_squared
+
+    @property
+    def columns(self) -> int:
+        """Columns applied so far."""
+        return self.inner.columns
+
+    def forward(self, R: Tensor) -> Tensor:
+        """``R A``."""
+        return self.inner.adjoint(R)
+
+    def adjoint(self, Z: Tensor) -> Tensor:
+        """``Z A^H``."""
+        return self.inner.forward(Z)
+
+    def select(self, index: Tensor) -> Turned:
+        """All of it."""
+        return self
+
+
+class Centred:
+    """``A - 1 mean``: an operator less the means of its columns, without forming it."""
+
+    separable = False
+
+    def __init__(self, inner: External) -> None:
+        self._inner = inner
+        self.batch, self.long, self.short = inner.batch, inner.long, inner.short
+        self.dtype, self.device = inner.dtype, inner.device
+        ones = torch.ones((inner.batch, 1, inner.long), dtype=double(inner.dtype), device=inner.device)
+        self._mean = inner.adjoint(ones).to(double(inner.dtype)) / inner.long  # (B, 1, n)
+        self.norm_squared = None
+        if inner.norm_squared is not None:
+            self.norm_squared = inner.norm_squared - inner.long * self._mean.abs().square().sum((-2, -1))
+
+    @property
+    def columns(self) -> int:
+        """Columns applied so far."""
+        return self._inner.columns
+
+    def forward(self, R: Tensor) -> Tensor:
+        """``R (A - 1 mean)^H``."""
+        R = R.to(self._mean.dtype)
+        return (self._inner.forward(R) - R @ self._mean.mH).to(self.dtype)
+
+    def adjoint(self, Z: Tensor) -> Tensor:
+        """``Z (A - 1 mean)``."""
+        Z = Z.to(self._mean.dtype)
+        return self._inner.adjoint(Z) - Z.sum(-1, keepdim=True) @ self._mean
+
+    def select(self, index: Tensor) -> Centred:
+        """All of it."""
+        return self
+
+
+class _Conjugate:
+    """``conj(A^T) Z`` from a plain transpose."""
+
+    def __init__(self, transposed: Any) -> None:
+        self._transposed = transposed
+
+    def __matmul__(self, Z: Any) -> Any:
+        return (self._transposed @ Z.conj()).conj()
+
+
+def _torch_dtype(dtype: Any) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
+
+
+def _stored_norm(A: Any) -> Tensor | None:
+    """Squared Frobenius norm of a sparse matrix, whose entries can be looked at; None for an operator."""
+    if isinstance(A, Tensor):
+        values = A.coalesce().values() if A.layout == torch.sparse_coo else A.values()
+        return values.detach().to(double(values.dtype)).abs().square().sum().reshape(1)
+    if type(A).__module__.startswith("scipy.sparse") and hasattr(A, "nnz"):
+        copy = A.tocoo(copy=True)
+        copy.sum_duplicates()
+        return torch.tensor([float((np.abs(copy.data.astype(np.complex128)) ** 2).sum())], dtype=torch.float64)
+    return None

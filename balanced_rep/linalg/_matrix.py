@@ -1,0 +1,150 @@
+"""What the randomized methods see of a matrix: two products, with the longer side first.
+
+M stands for the worked-on matrix, long x short: A itself or its conjugate transpose. Vectors are rows. Letters: B
+matrices, b vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from balanced_rep.linalg._small import aligned, double, padded, product
+from balanced_rep.ops.moments import FIELDS, moments
+
+__all__ = ["Dense", "Products", "Survey", "survey"]
+
+PANEL = 2**20  # entries of M that are converted at a time
+
+# Outside these exponents of the largest magnitude, a product or the square of a sum could leave the range.
+SAFE_EXPONENTS = {torch.float32: 40, torch.float64: 300}
+
+
+class Products(Protocol):
+    """M ``(B, long, short)`` by its products.
+
+    Attributes:
+        batch: B.
+        long: Rows.
+        short: Columns, at most as many as rows.
+        dtype: What products take and give.
+        device: Where.
+        norm_squared: Squared Frobenius norm ``(B,)``, float64; None where it is not known.
+        separable: Whether some of the matrices can be left out of further products.
+    """
+
+    batch: int
+    long: int
+    short: int
+    dtype: torch.dtype
+    device: torch.device
+    norm_squared: Tensor | None
+    separable: bool
+
+    def forward(self, R: Tensor) -> Tensor:
+        """``R M^H``: rows ``(B, b, short)`` to ``(B, b, long)``."""
+        ...
+
+    def adjoint(self, Z: Tensor) -> Tensor:
+        """``Z M``: rows ``(B, b, long)`` to ``(B, b, short)``."""
+        ...
+
+    def select(self, index: Tensor) -> Products:
+        """Only the matrices of these numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one read of a stack of matrices tells.
+
+    Attributes:
+        norm_squared: Squared Frobenius norms, float64 ``(B,)``.
+        absmax: Largest magnitudes, float64 ``(B,)``.
+        finite: Whether there is no NaN or infinity, ``(B,)``.
+    """
+
+    norm_squared: Tensor
+    absmax: Tensor
+    finite: Tensor
+
+
+def survey(A: Tensor) -> Survey:
+    r"""Norms, magnitudes and finiteness of matrices, in one read.
+
+    The moments of all entries give the sum of squares as :math:`m_2 + n \mu^2`, taken around a pivot and in float64.
+
+    Args:
+        A: ``(B, m, n)``.
+
+    Returns:
+        What was seen.
+    """
+    values = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
+    state = dict(zip(FIELDS, moments(values.detach(), dim=(-2, -1)).unbind(0), strict=True))
+    norm_squared = state["m2"] + state["n"] * state["mean"].square()
+    absmax = torch.maximum(state["min"].abs(), state["max"].abs())
+    return Survey(norm_squared, absmax, state["n_nonfinite"] == 0)
+
+
+def exponent_outside(absmax: Tensor, dtype: torch.dtype) -> Tensor:
+    """Exponents e of matrices that have to be multiplied by 2^-e before anything is squared; 0 for the others."""
+    real = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    exponent = torch.frexp(absmax).exponent
+    return torch.where((exponent.abs() > SAFE_EXPONENTS[real]) & (absmax > 0) & absmax.isfinite(), exponent, 0)
+
+
+class Dense:
+    """Dense matrices in memory, read in rows as they are stored.
+
+    The product with the transpose has the thin block on the left, ``Z M``: as ``M^H Z`` it takes BLAS up to fourteen
+    times as long on a row-major M.
+    """
+
+    separable = True
+
+    def __init__(self, A: Tensor, norm_squared: Tensor | None) -> None:
+        M = A if A.shape[-2] >= A.shape[-1] else A.mH
+        self.batch, self.long, self.short = M.shape
+        self.dtype, self.device, self.norm_squared = M.dtype, M.device, norm_squared
+        self._turned = not _rows_in_memory(M) and _rows_in_memory(M.mT)
+        base = M.mH if self._turned else M
+        self._base = aligned(base if _rows_in_memory(base) else base.contiguous())
+
+    def forward(self, R: Tensor) -> Tensor:
+        """``R M^H``."""
+        R = aligned(R.to(self.dtype))
+        return product(R, self._base) if self._turned else product(self._base, R.mH).mH
+
+    def adjoint(self, Z: Tensor) -> Tensor:
+        """``Z M``."""
+        Z = aligned(Z.to(self.dtype))
+        return product(self._base, Z.mH).mH if self._turned else product(Z, self._base)
+
+    def select(self, index: Tensor) -> Dense:
+        """Only the matrices of these numbers (a copy)."""
+        norm = None if self.norm_squared is None else self.norm_squared[index]
+        base = self._base[index]
+        return Dense(base.mH if self._turned else base, norm)
+
+    def cast(self, dtype: torch.dtype) -> Dense:
+        """The same in another precision."""
+        base = self._base.to(dtype)
+        return Dense(base.mH if self._turned else base, self.norm_squared)
+
+    def panels(self, elements: int = PANEL) -> Iterator[Tensor]:
+        """M in panels of rows ``(B, r, short)`` in double precision, padded; r does not depend on the batch."""
+        rows = max(1, elements // max(self.short, 1))
+        M = self._base.mH if self._turned else self._base
+        for panel in M.split(rows, dim=1):
+            yield padded(panel.to(double(self.dtype)).contiguous())
+
+
+def _rows_in_memory(M: Tensor) -> bool:
+    """Whether rows are contiguous and one behind the other, as BLAS takes them without a copy."""
+    *_, rows, columns = M.shape
+    return (M.stride(-1) == 1 or columns <= 1) and (M.stride(-2) >= columns or rows <= 1) and not M.is_conj()

@@ -1,0 +1,86 @@
+"""Randomized SVD of an operator that is known by its products alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balanced_rep.linalg._certificate import PROBES, by_difference, by_probes
+from balanced_rep.linalg._dense import clamp_note, dense_svd
+from balanced_rep.linalg._external import Centred, External, Turned
+from balanced_rep.linalg._krylov import search
+from balanced_rep.linalg._plan import Options, Plan, make_plan
+from balanced_rep.linalg._result import SVDInfo, SVDResult
+from balanced_rep.linalg._small import double, gaussian, positive_pivots, real
+
+__all__ = ["operator_svd"]
+
+PROBE_STREAM = 2**20  # apart from those of the search
+
+
+def operator_svd(A: Any, options: Options) -> SVDResult:
+    """Decomposes an operator; see :func:`balanced_rep.randomized_svd`.
+
+    Args:
+        A: The operator.
+        options: Checked arguments; ``precision`` is the operator's own.
+
+    Returns:
+        Triples as torch tensors, as numpy arrays for a numpy operator; ``info.passes`` counts columns.
+    """
+    with torch.no_grad():
+        inner = External(A, options.check_finite)
+        M = Centred(inner) if options.center and inner.long else inner
+        m, n = inner.long, inner.short
+        plan = make_plan(options, max(m, n), min(m, n), torch.float64, M.device)
+        if plan.exact or 0 in (m, n):
+            result = dense_svd(_dense(M), replace(options, center=False))
+        else:
+            result = _iterated(M, plan, options)
+    info = replace(result.info, passes=torch.full_like(result.info.rounds, inner.columns))
+    triple = list(result)
+    if not inner.stacked:
+        triple, info = [value.squeeze(0) for value in triple], info.map(lambda value: value.squeeze(0))
+    if inner.is_numpy:
+        triple, info = [np.asarray(value.resolve_conj()) for value in triple], info.map(lambda value: value.numpy()[()])
+    return SVDResult(*triple, info=info)
+
+
+def _dense(A: External | Centred) -> Tensor:
+    """The matrix ``(B, m, n)`` from products with the identity; with its transpose if it is wide and has one."""
+    wide = A.long < A.short
+    size = A.long if wide else A.short
+    unit = torch.eye(size, dtype=A.dtype, device=A.device).expand(A.batch, size, size)
+    return A.adjoint(unit).to(A.dtype) if wide else A.forward(unit).mH
+
+
+def _iterated(A: External | Centred, plan: Plan, options: Options) -> SVDResult:
+    M = A if A.long >= A.short else Turned(A)
+    items = torch.arange(M.batch, device=M.device) + options.item
+    total, G, image = M.norm_squared, None, None
+    if total is None:
+        G = gaussian(items, PROBES, M.short, seed=options.seed, stream=PROBE_STREAM, dtype=double(M.dtype))
+        image = M.forward(G).to(G.dtype)
+        total = image.abs().square().sum((-2, -1)) / PROBES
+    found = search(
+        M, plan.k, keep=plan.k, block=plan.block, rounds=plan.rounds, tol=options.tol, items=items,
+        seed=options.seed, norm_squared=total,
+    )  # fmt: skip
+    if G is None or image is None:
+        error, tight = by_difference(total, found.S, M.dtype)
+    else:
+        error = by_probes(image, (G @ found.Vh.mH * found.S.unsqueeze(-2)) @ found.Uh, found.S)
+        tight = torch.zeros_like(found.converged)
+    left, right = (found.Uh, found.Vh) if A.long >= A.short else (found.Vh, found.Uh)
+    out = torch.promote_types(A.dtype, torch.float32)
+    left, right = positive_pivots(left.to(out), right.to(out))
+    rank = (found.S > M.long * torch.finfo(M.dtype).eps * found.S[..., :1]).sum(-1)
+    info = SVDInfo(
+        rank, error, tight, found.converged, found.rounds, found.rounds, "krylov", options.seed,
+        notes=clamp_note(options.k, A.long, A.short),
+    )  # fmt: skip
+    return SVDResult(left.mH, found.S.to(real(out)), right, info)

@@ -1,0 +1,232 @@
+"""The small dense algebra between two products with A, batched and in double precision.
+
+Vectors are rows, as in Vh: blocks of them are contiguous, and products of thin matrices faster. Rows are padded with
+zeros
+to whole cache lines: BLAS rounds differently where an operand does not begin at one, and a matrix of a batch would then
+not come out as it does alone. Letters: B matrices; l rows of length n, a basis; b rows of a new block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from balanced_rep.ops import philox_normal
+
+__all__ = [
+    "aligned",
+    "double",
+    "eigh_descending",
+    "gaussian",
+    "orthonormal_rows",
+    "orthonormalise",
+    "padded",
+    "positive_pivots",
+    "product",
+    "real",
+    "thin_svd",
+]
+
+LINE = 64  # bytes of a cache line
+PAD = 8  # float64 numbers in one
+SMALL = 1e-290  # a singular value above those of a zero matrix
+
+DEPENDENT = 1e-7  # of a column's length: what is left of it below this is rounding of a float32 product
+STREAM_BITS = 40  # items below 2^40; above them the number of the stream of random numbers
+
+
+def double(dtype: torch.dtype) -> torch.dtype:
+    """float64, or complex128 for a complex type."""
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def real(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the magnitude of such a number."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
+def gaussian(items: Tensor, b: int, n: int, *, seed: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """Standard normal blocks ``(B, b, n)``, keyed by (seed, item): the same whatever else is in the batch.
+
+    Args:
+        items: Numbers of the matrices, int64 ``(B,)``.
+        b: Rows.
+        n: Their length.
+        seed: Key.
+        stream: Which of several independent blocks of the same item.
+        dtype: Of the result; a complex one has zero imaginary part.
+
+    Returns:
+        The blocks.
+    """
+    return philox_normal(items + (stream << STREAM_BITS), b * n, seed=seed).view(-1, b, n).to(dtype)
+
+
+def padded(X: Tensor) -> Tensor:
+    """``X`` with zeros behind each row, so that every row begins with a cache line (if the whole does)."""
+    extra = -X.shape[-1] % PAD
+    return torch.nn.functional.pad(X, (0, extra)) if extra else X
+
+
+def aligned(X: Tensor) -> Tensor:
+    """``X (B, r, c)``, copied if a matrix of it does not begin with a cache line, in the same order."""
+    if X.device.type != "cpu" or X.numel() == 0:
+        return X
+    size = X.element_size()
+    step = X.stride(0) * size if X.shape[0] > 1 else 0
+    if X.data_ptr() % LINE == 0 and step % LINE == 0:
+        return X
+    per_line = LINE // size
+    inner = X if X.stride(-1) == 1 else X.mT
+    rows, columns = inner.shape[-2:]
+    room = -(-rows * columns // per_line) * per_line
+    flat = X.new_empty((X.shape[0], room))
+    copy = flat[:, : rows * columns].unflatten(1, (rows, columns))
+    copy.copy_(inner)
+    return copy if inner is X else copy.mT
+
+
+def product(X: Tensor, Y: Tensor) -> Tensor:
+    """``X Y``, each item as it would come out alone; rows are padded.
+
+    A batched BLAS call may split the sums of one product over threads and not those of several. With an output whose
+    rows have gaps torch multiplies item by item, in C++.
+
+    Args:
+        X: ``(B, r, l)``.
+        Y: ``(B, l, c)``.
+
+    Returns:
+        ``(B, r, c)``.
+    """
+    if X.device.type != "cpu":
+        return torch.bmm(X, Y)
+    if X.shape[1] == 1:  # a single row has no gaps
+        return product(torch.nn.functional.pad(X, (0, 0, 0, 1)), Y)[:, :1]
+    columns = Y.shape[-1]
+    line = LINE // X.element_size()
+    out = X.new_empty((X.shape[0], X.shape[1], (columns // line + 1) * line))[..., :columns]
+    return torch.bmm(X, Y, out=out)
+
+
+def eigh_descending(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, and eigenvectors of positive semidefinite matrices.
+
+    Padded to a multiple of four with eigenvalues below all others, which leaves the rest untouched.
+
+    Args:
+        G: ``(..., l, l)``.
+
+    Returns:
+        ``(..., l)`` and ``(..., l, l)``.
+    """
+    size = G.shape[-1]
+    extra = -size % 4
+    if extra:
+        diagonal = G.diagonal(dim1=-2, dim2=-1).real
+        below = -diagonal.mean(-1, keepdim=True) - torch.finfo(diagonal.dtype).tiny
+        G = torch.nn.functional.pad(G, (0, extra, 0, extra))
+        G.diagonal(dim1=-2, dim2=-1)[..., size:] = below
+    values, vectors = torch.linalg.eigh(G)
+    return values.flip(-1)[..., :size], vectors.flip(-1)[..., :size, :size]
+
+
+def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular triples of ``M = rows^H``, by QR and an SVD of the triangle.
+
+    The triangle is padded to a multiple of four with singular values above all others, which are dropped.
+
+    Args:
+        rows: ``(B, l, n)``, padded, with l at most n; float64 or complex128.
+
+    Returns:
+        Uh ``(B, l, n)``, S ``(B, l)``, Vh ``(B, l, l)``.
+    """
+    Q, T = torch.linalg.qr(rows.mH)
+    size = T.shape[-1]
+    extra = -size % 4
+    if extra:
+        above = 2 * torch.linalg.matrix_norm(T)
+        T = torch.nn.functional.pad(T, (0, extra, 0, extra))
+        T.diagonal(dim1=-2, dim2=-1)[..., size:] = torch.where(above > 0, above, SMALL).unsqueeze(-1).to(T.dtype)
+    W, S, Yh = torch.linalg.svd(T)
+    W, S, Yh = W[..., :size, extra:], S[..., extra:], Yh[..., extra:, :size]
+    S = torch.where(torch.linalg.vector_norm(rows, dim=(-2, -1)).unsqueeze(-1) > 0, S, 0.0)
+    return product(W.mH, Q.mH), S, Yh
+
+
+def orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor]) -> Tensor:
+    """Rows that are orthonormal, orthogonal to ``basis``, and span what ``W`` adds to it.
+
+    Scale, project, orthonormalise through the Gram matrix, and then project and orthonormalise once more: without the
+    second time, a block that is nearly contained in the basis keeps rounding errors that point into it, and all
+    orthogonality is lost within a few blocks. Directions of which only rounding is left are replaced by ``spare`` ones.
+
+    Args:
+        W: ``(B, b, n)``, any float dtype, b at most n minus the rows of the basis.
+        basis: ``(B, l, n)`` with orthonormal rows, double precision, padded.
+        spare: Gives ``(B, b, n)`` random rows; called if any are needed.
+
+    Returns:
+        ``(B, b, n)``, double precision, padded.
+    """
+    wide = double(W.dtype)
+    W = _project_out(_unit_rows(padded(W.to(wide).contiguous())), basis)
+    values, vectors = eigh_descending(product(W, W.mH))
+    alive = values > DEPENDENT**2
+    scale = torch.where(alive, values.clamp_min(DEPENDENT**2).rsqrt(), 0.0)
+    W = product((vectors * scale.unsqueeze(-2)).mH, W)
+    if not bool(alive.all()):
+        W = W + _unit_rows(_project_out(padded(spare().to(wide)), basis)) * ~alive.unsqueeze(-1)
+    W = _project_out(W, basis)
+    values, vectors = eigh_descending(product(W, W.mH))
+    scale = values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()
+    return product((vectors * scale.unsqueeze(-2)).mH, W)
+
+
+def _unit_rows(W: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(W, dim=-1, keepdim=True)
+    return W / torch.where(length > 0, length, 1.0)
+
+
+def _project_out(W: Tensor, basis: Tensor | None) -> Tensor:
+    return W if basis is None else W - product(product(W, basis.mH), basis)
+
+
+def orthonormal_rows(R: Tensor) -> Tensor:
+    """The nearest thing to ``R`` with orthonormal rows that keeps their order: Householder QR, never singular.
+
+    A zero row becomes an arbitrary one, orthogonal to the others.
+
+    Args:
+        R: ``(B, k, m)`` with m at least k, padded.
+
+    Returns:
+        ``(B, k, m)``.
+    """
+    Q, T = torch.linalg.qr(R.mH)
+    pivot = T.diagonal(dim1=-2, dim2=-1)
+    return (Q * torch.where(pivot.abs() > 0, pivot.sgn(), 1).unsqueeze(-2)).mH
+
+
+def positive_pivots(Uh: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
+    """Fixes the sign (phase) of each pair: the entry of largest magnitude of each row of Vh becomes positive.
+
+    Of entries that agree to about the square root of the precision the first counts, so that rounding does not choose.
+
+    Args:
+        Uh: ``(B, k, m)``.
+        Vh: ``(B, k, n)``.
+
+    Returns:
+        Uh and Vh.
+    """
+    if Vh.shape[-2] == 0 or Vh.shape[-1] == 0:
+        return Uh, Vh
+    size = Vh.abs()
+    near = size >= size.amax(-1, keepdim=True) * (1 - torch.finfo(Vh.dtype).eps ** 0.5)
+    pivot = Vh.gather(-1, near.to(torch.int8).argmax(-1, keepdim=True))  # argmax takes the first
+    turn = torch.where(pivot.abs() > 0, pivot.sgn(), 1).conj()
+    return Uh * turn, Vh * turn

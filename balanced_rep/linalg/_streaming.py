@@ -1,0 +1,347 @@
+r"""Principal components of a stream of rows, in one pass and bounded memory, mergeable over workers.
+
+Two states. *Gram*: the mean and the scatter matrix :math:`\sum (x - \mu)(x - \mu)^T`, which are exact and additive; n^2
+numbers. *Incremental*: a truncated singular value decomposition of what was seen, l rows, to which blocks of l new
+rows are added and which is cut back to l again; l n numbers. Both follow the mean exactly: with counts a and b, the
+union has the scatter of the parts plus :math:`\frac{a b}{a + b} \delta \delta^T` for the difference :math:`\delta` of
+their means (Chan, Golub and LeVeque 1983; as a row of its own in the incremental state: Ross, Lim, Lin and Yang 2008).
+
+The energy that cuts discard is added up. The scatter matrix exceeds that of the kept rows by a positive semidefinite
+matrix whose trace is this sum, so that what k components miss is at most the whole energy less that of the kept rows
+in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balanced_rep.linalg._krylov import search
+from balanced_rep.linalg._matrix import Dense
+from balanced_rep.linalg._result import SVDInfo
+from balanced_rep.linalg._small import eigh_descending, orthonormal_rows, positive_pivots
+from balanced_rep.ops._arrays import as_tensor
+
+__all__ = ["PCAResult", "StreamingPCA"]
+
+GRAM_LIMIT = 8192
+MODES = ("auto", "gram", "incremental")
+WHOLE_SPECTRUM = 1024  # up to here all eigenvalues of a scatter matrix are computed, beyond it the leading ones
+TOLERANCE = 1e-6  # of the leading eigenvalues' share, where only these are computed
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PCAResult:
+    """Principal components.
+
+    Attributes:
+        components: ``(k, n)``, orthonormal rows; the entry of largest magnitude of each is positive. float64.
+        singular_values: Of the centred data, ``(k,)``.
+        explained_variance: Variance along each component, with n_samples - 1 degrees of freedom.
+        explained_variance_ratio: The same as shares of the whole variance, which is known exactly.
+        mean: ``(n,)``; zero if nothing was subtracted.
+        n_samples: Rows seen.
+        info: ``rel_error`` is that of the centred data against their projection: tight, or an upper bound once
+            something was discarded.
+    """
+
+    components: Tensor
+    singular_values: Tensor
+    explained_variance: Tensor
+    explained_variance_ratio: Tensor
+    mean: Tensor
+    n_samples: int
+    info: SVDInfo
+
+    def transform(self, X: Tensor) -> Tensor:
+        """Coordinates ``(..., k)`` of rows ``(..., n)``, in the dtype of X."""
+        return (X - self.mean.to(X.dtype)) @ self.components.mT.to(X.dtype)
+
+    def inverse_transform(self, Y: Tensor) -> Tensor:
+        """Rows ``(..., n)`` from coordinates ``(..., k)``."""
+        return Y @ self.components.to(Y.dtype) + self.mean.to(Y.dtype)
+
+
+class StreamingPCA:
+    """Principal components of rows that come in batches.
+
+    Args:
+        n_features: Length n of a row.
+        k: Components.
+        mode: "gram": exact, 8 n^2 bytes; "incremental": 8 (2 keep + 1) n bytes; "auto": "gram" for n up to 8192.
+        center: Whether the mean is subtracted.
+        keep: Rows l of the incremental state, 4k by default. What is lost falls quickly with it; with 2k, the order of
+            merges shows in it too.
+        device: Where the state is; rows are moved there.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> X = torch.randn(1000, 3) @ torch.randn(3, 50)
+        >>> pca = StreamingPCA(50, k=3)
+        >>> for batch in X.split(128):
+        ...     _ = pca.update(batch)
+        >>> found = pca.finalize()
+        >>> torch.allclose(found.inverse_transform(found.transform(X)), X, atol=1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        k: int,
+        *,
+        mode: str = "auto",
+        center: bool = True,
+        keep: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if n_features < 1 or k < 1:
+            raise ValueError(f"StreamingPCA: n_features={n_features} and k={k}; both must be at least 1")
+        if mode not in MODES:
+            raise ValueError(f"StreamingPCA: mode={mode!r}; known are {', '.join(map(repr, MODES))}")
+        self.mode = mode if mode != "auto" else "gram" if n_features <= GRAM_LIMIT else "incremental"
+        self.n_features, self.k, self.center = n_features, k, center
+        self.keep = min(4 * k if keep is None else keep, n_features)
+        if self.keep < min(k, n_features):
+            raise ValueError(f"StreamingPCA: keep={keep} rows cannot hold k={k} components")
+        self.n_samples = 0
+        size = n_features if self.mode == "gram" else 0
+        self._mean = torch.zeros(n_features, dtype=torch.float64, device=device)
+        self._rows = torch.zeros((size, n_features), dtype=torch.float64, device=device)  # scatter matrix, or kept rows
+        self._energy = torch.zeros((), dtype=torch.float64, device=device)  # trace of the whole scatter matrix
+        self._pending: list[Tensor] = []  # rows that do not fill a block yet
+        self._n_pending = 0
+
+    def __repr__(self) -> str:
+        return f"StreamingPCA(n_features={self.n_features}, k={self.k}, mode={self.mode!r}, n_samples={self.n_samples})"
+
+    def update(self, X: Any) -> StreamingPCA:
+        """Adds rows.
+
+        How the stream is cut into calls does not matter: incremental blocks are filled across calls.
+
+        Args:
+            X: ``(..., n_features)``, torch, numpy or cupy, real floating point.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If the last dim is another, or a row holds NaN or infinity; nothing is added then.
+            TypeError: If X is not real floating point.
+        """
+        rows, _ = as_tensor(X)
+        if not rows.is_floating_point():
+            raise TypeError(f"StreamingPCA: X is {rows.dtype}; real floating point is needed")
+        if rows.ndim == 0 or rows.shape[-1] != self.n_features:
+            raise ValueError(f"StreamingPCA: X has shape {tuple(rows.shape)}; expected is (..., {self.n_features})")
+        rows = rows.detach().reshape(-1, self.n_features).to(self._mean)
+        if not bool((finite := rows.isfinite().all(-1)).all()):
+            raise ValueError(f"StreamingPCA: row {int((~finite).nonzero()[0])} of X holds NaN or infinity")
+        if self.mode == "gram":
+            self._add_gram(rows)
+            return self
+        while len(rows):
+            taken, rows = rows[: self.keep - self._n_pending], rows[self.keep - self._n_pending :]
+            self._pending.append(taken.clone())
+            self._n_pending += len(taken)
+            self.n_samples += len(taken)
+            if self._n_pending == self.keep:
+                self._flush()
+        return self
+
+    def merge(self, other: StreamingPCA) -> StreamingPCA:
+        """Adds everything that another one has seen, which stays as it is.
+
+        Args:
+            other: Of the same size and settings.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If the settings differ, or it is the same object.
+        """
+        mine, theirs = self._settings(), other._settings()
+        if mine != theirs:
+            raise ValueError(f"StreamingPCA: cannot merge {theirs} into {mine} (n_features, k, keep, center, gram)")
+        if other is self:
+            raise ValueError("StreamingPCA: cannot merge with itself; it would count every row twice")
+        self._flush()
+        n, mean, rows, energy = other._state()
+        to = self._mean.device
+        self._join(n, mean.to(to), rows.to(to), energy.to(to))
+        self.n_samples += n
+        return self
+
+    def finalize(self, k: int | None = None) -> PCAResult:
+        """The components of what was seen so far; more rows can follow.
+
+        Args:
+            k: Components, by default those of the constructor; at most ``keep`` in the incremental mode.
+
+        Returns:
+            The components, fewer than k if there are fewer features or rows.
+
+        Raises:
+            ValueError: If nothing was seen, or k is out of range.
+        """
+        k = self.k if k is None else k
+        if self.n_samples == 0:
+            raise ValueError("StreamingPCA: no rows yet; call update first")
+        most = self.n_features if self.mode == "gram" else self.keep
+        if k < 1 or min(k, self.n_features) > most:
+            raise ValueError(f"StreamingPCA: k={k}; expected is 1 to {most}")
+        _, mean, rows, energy = self._state()
+        wanted = min(k, self.n_features, self.n_samples)
+        theta, Vh, tail = _leading(rows, wanted, energy, self.mode == "gram")
+        _, Vh = positive_pivots(Vh.unsqueeze(0), Vh.unsqueeze(0))
+        share = torch.where(energy > 0, tail / torch.where(energy > 0, energy, 1.0), 0.0).clamp(0, 1)
+        exact = self.mode == "gram" or self._discarded(rows, energy) <= 1e-12
+        rank = (theta > theta[:1] * self.n_features * torch.finfo(torch.float64).eps).sum()
+        flag = torch.tensor(True, device=theta.device)
+        info = SVDInfo(
+            rank=rank, rel_error=share.sqrt(), tight=flag & bool(exact), converged=flag, rounds=0 * rank,
+            passes=0 * rank + 1, method=self.mode, seed=0,
+            notes=() if wanted == k else (f"k={k} is more than there is to find: {wanted} were taken",),
+        )  # fmt: skip
+        return PCAResult(
+            components=Vh[0],
+            singular_values=theta.sqrt(),
+            explained_variance=theta / max(self.n_samples - 1, 1),
+            explained_variance_ratio=theta / torch.where(energy > 0, energy, 1.0),
+            mean=mean.clone(),
+            n_samples=self.n_samples,
+            info=info,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything as tensors, e.g. for ``safetensors.torch.save_file``."""
+        return {
+            "settings": torch.tensor([VERSION, *self._settings(), self.n_samples], dtype=torch.int64),
+            "mean": self._mean.clone(),
+            "rows": self._rows.clone(),
+            "energy": self._energy.clone(),
+            "pending": torch.cat([*self._pending, self._mean.new_zeros((0, self.n_features))]),
+        }
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor]) -> StreamingPCA:
+        """One that goes on where another was saved.
+
+        Args:
+            tensors: What :meth:`state_dict` gave.
+
+        Returns:
+            The restored one, on the device of the tensors.
+
+        Raises:
+            ValueError: If a tensor is missing, or of another version or shape.
+        """
+        names = {"settings", "mean", "rows", "energy", "pending"}
+        if missing := names - set(tensors):
+            raise ValueError(f"not a StreamingPCA state: {sorted(missing)} missing, found {sorted(tensors)}")
+        version, n, k, keep, center, gram, n_samples = (int(v) for v in tensors["settings"])
+        if version != VERSION:
+            raise ValueError(f"StreamingPCA state of version {version}; this is version {VERSION}")
+        mode = "gram" if gram else "incremental"
+        self = cls(n, k, mode=mode, center=bool(center), keep=keep, device=tensors["mean"].device)
+        rows, pending = tensors["rows"], tensors["pending"]
+        if tensors["mean"].shape != (n,) or rows.ndim != 2 or rows.shape[1] != n or pending.shape[1:] != (n,):
+            raise ValueError(f"not a StreamingPCA state of {n} features: rows {tuple(rows.shape)}")
+        self._mean, self._rows, self._energy = (tensors[name].clone() for name in ("mean", "rows", "energy"))
+        self._pending, self._n_pending = ([pending.clone()] if len(pending) else []), len(pending)
+        self.n_samples = n_samples
+        return self
+
+    def _settings(self) -> tuple[int, int, int, int, int]:
+        return self.n_features, self.k, self.keep, int(self.center), int(self.mode == "gram")
+
+    def _state(self) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Count, mean, rows and energy of everything, the pending rows included, without a change."""
+        if not self._pending:
+            return self.n_samples, self._mean, self._rows, self._energy
+        copy = StreamingPCA.from_state_dict(self.state_dict())
+        copy._flush()
+        return copy.n_samples, copy._mean, copy._rows, copy._energy
+
+    def _seen(self) -> int:
+        """Rows that the state holds, without the pending ones."""
+        return self.n_samples - self._n_pending
+
+    def _add_gram(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        mean = rows.mean(0) if self.center else torch.zeros_like(self._mean)
+        centred = rows - mean
+        self._shift(self.n_samples, len(rows), mean)
+        self.n_samples += len(rows)
+        self._rows.addmm_(centred.mT, centred)
+        self._energy = self._rows.diagonal().sum()
+
+    def _shift(self, a: int, b: int, mean: Tensor) -> Tensor:
+        """Moves the mean of a rows to that with b further ones; the row that stands for the difference."""
+        delta = mean - self._mean
+        row = delta * (a * b / max(a + b, 1)) ** 0.5
+        self._mean = self._mean + delta * (b / max(a + b, 1))
+        if self.mode == "gram":
+            self._rows.addr_(row, row)
+        return row
+
+    def _flush(self) -> None:
+        """Takes the pending rows into the state."""
+        if not self._pending:
+            return
+        rows = torch.cat(self._pending)
+        before = self._seen()
+        self._pending, self._n_pending = [], 0
+        mean = rows.mean(0) if self.center else torch.zeros_like(self._mean)
+        row = self._shift(before, len(rows), mean)
+        self._cut(torch.cat([self._rows, rows - mean, row.unsqueeze(0)]))
+
+    def _join(self, n: int, mean: Tensor, rows: Tensor, energy: Tensor) -> None:
+        row = self._shift(self._seen(), n, mean)
+        if self.mode == "gram":
+            self._rows += rows
+            self._energy = self._rows.diagonal().sum()
+        else:
+            self._energy = self._energy + energy - rows.square().sum()  # what the other one discarded is lost here too
+            self._cut(torch.cat([self._rows, rows, row.unsqueeze(0)]))
+
+    def _cut(self, rows: Tensor) -> None:
+        """Keeps the leading rows of an orthogonal equivalent; the energy counts what comes in."""
+        self._energy = self._energy + rows.square().sum() - self._rows.square().sum()
+        _, Y = eigh_descending(rows @ rows.mT)
+        self._rows = Y[:, : self.keep].mT @ rows
+
+    def _discarded(self, rows: Tensor, energy: Tensor) -> float:
+        """Share of the energy that was cut off."""
+        return float(1 - rows.square().sum() / energy) if float(energy) > 0 else 0.0
+
+
+def _leading(rows: Tensor, k: int, energy: Tensor, gram: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading eigenvalues and vectors of the scatter matrix, and the energy outside of them."""
+    if gram and len(rows) > WHOLE_SPECTRUM and 5 * k <= len(rows):
+        block = -(-(k + 8) // 16) * 8
+        found = search(
+            Dense(rows.unsqueeze(0), rows.square().sum().reshape(1)), k, keep=k, block=block, rounds=len(rows) // block,
+            tol=TOLERANCE, items=torch.zeros(1, dtype=torch.int64, device=rows.device), seed=0,
+        )  # fmt: skip
+        theta = found.S[0]
+        return theta, found.Vh[0], (energy - theta.sum()).clamp_min(0)
+    if gram:
+        theta, V = eigh_descending(rows)
+        theta = theta.clamp_min(0)
+        return theta[:k], V[:, :k].mT.contiguous(), theta[k:].sum()
+    theta, Y = eigh_descending(rows @ rows.mT)
+    theta = theta.clamp_min(0)
+    Vh = orthonormal_rows((Y[:, :k].mT @ rows).unsqueeze(0))[0]
+    return theta[:k], Vh, (energy - theta[:k].sum()).clamp_min(0)

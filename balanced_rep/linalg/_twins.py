@@ -1,0 +1,148 @@
+"""The randomized SVD under the names and arguments of torch and scikit-learn: change one import.
+
+``niter`` becomes the number of blocks with which the Krylov iteration is at least as accurate, on the spectra of
+bench/bench_svd.py, as that many power iterations.
+"""
+
+from __future__ import annotations
+
+import numbers
+import secrets
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from balanced_rep.linalg._randomized import randomized_svd
+from balanced_rep.linalg._result import SVDResult
+
+__all__ = ["pca_lowrank", "randomized_svd_sklearn", "svd_lowrank"]
+
+
+def svd_lowrank(
+    A: Tensor, q: int | None = 6, niter: int | None = 2, M: Tensor | None = None, *, seed: int | tuple[int, int] = 0
+) -> SVDResult:
+    """In place of ``torch.svd_lowrank``: the q leading triples of ``A - M``.
+
+    Differences: the same result on every call (``seed``), a certificate in ``result.info``, half types and a right
+    gradient.
+
+    Args:
+        A: ``(..., m, n)``.
+        q: Triples; unlike there, all of them are accurate, none is oversampling.
+        niter: Power iterations of the twin that accuracy has to match.
+        M: Subtracted from A, broadcast.
+        seed: Key of the random start.
+
+    Returns:
+        ``(U, S, V)``, V ``(..., n, q)`` and not transposed, with ``.info``.
+
+    Raises:
+        ValueError: If ``niter`` is negative.
+    """
+    niter = 2 if niter is None else niter
+    if niter < 0:
+        raise ValueError(f"svd_lowrank: niter={niter}; it must not be negative")
+    found = randomized_svd(
+        A if M is None else A - M, 6 if q is None else q, rounds=_rounds(A, q or 6, niter), seed=seed
+    )
+    return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
+
+
+def pca_lowrank(
+    A: Tensor, q: int | None = None, center: bool = True, niter: int = 2, *, seed: int | tuple[int, int] = 0
+) -> SVDResult:
+    """In place of ``torch.pca_lowrank``: principal components of samples in rows.
+
+    Args:
+        A: ``(..., m, n)``, m samples.
+        q: Components, by default ``min(6, m, n)``.
+        center: Whether the mean of each column is subtracted.
+        niter: Power iterations of the twin that accuracy has to match.
+        seed: Key of the random start.
+
+    Returns:
+        ``(U, S, V)``: ``A V`` are the components of the samples.
+
+    Raises:
+        ValueError: If q is out of range or ``niter`` is negative.
+    """
+    m, n = A.shape[-2:]
+    q = min(6, m, n) if q is None else q
+    if not 0 <= q <= min(m, n):
+        raise ValueError(f"pca_lowrank: q={q}; expected is 0 to min(m, n) = {min(m, n)}")
+    if niter < 0:
+        raise ValueError(f"pca_lowrank: niter={niter}; it must not be negative")
+    found = randomized_svd(A, q, rounds=_rounds(A, q, niter), center=center, seed=seed)
+    return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
+
+
+def randomized_svd_sklearn(
+    M: Any,
+    n_components: int,
+    *,
+    n_oversamples: int = 10,
+    n_iter: int | str = "auto",
+    power_iteration_normalizer: str = "auto",
+    transpose: bool | str = "auto",
+    flip_sign: bool = True,
+    random_state: Any = None,
+    svd_lapack_driver: str = "gesdd",
+) -> tuple[Any, Any, Any]:
+    """In place of ``sklearn.utils.extmath.randomized_svd``.
+
+    Args:
+        M: Array or sparse matrix ``(m, n)``; complex ones are right here.
+        n_components: Triples.
+        n_oversamples: Columns beyond them.
+        n_iter: Power iterations of the twin that accuracy has to match; "auto" is 7 for few components and 4 otherwise.
+        power_iteration_normalizer: Ignored: every block is orthonormalised.
+        transpose: Ignored: the shorter side is worked on.
+        flip_sign: The largest entry of each left vector is positive; otherwise of each right vector.
+        random_state: An integer, a generator, or None for another start each time.
+        svd_lapack_driver: Ignored: no LAPACK SVD is taken.
+
+    Returns:
+        U, s, Vt.
+
+    Raises:
+        ValueError: If ``n_iter`` is negative.
+    """
+    if n_iter == "auto":
+        n_iter = 7 if n_components < 0.1 * min(M.shape) else 4
+    if isinstance(n_iter, str) or n_iter < 0:
+        raise ValueError(f"randomized_svd_sklearn: n_iter={n_iter!r}; expected is 'auto' or an integer of at least 0")
+    U, S, Vh = randomized_svd(
+        M,
+        int(n_components),
+        oversampling=int(n_oversamples),
+        rounds=_rounds(M, int(n_components), int(n_iter)),
+        seed=_seed(random_state),
+    )
+    if flip_sign and U.shape[0] and U.shape[1]:
+        if isinstance(U, Tensor):
+            turn = U.gather(0, U.abs().argmax(0, keepdim=True)).sgn()
+            turn = torch.where(turn == 0, torch.ones_like(turn), turn)
+            return U * turn.conj(), S, Vh * turn.mT
+        turn = np.sign(np.take_along_axis(U, np.abs(U).argmax(0, keepdims=True), 0))
+        turn = np.where(turn == 0, 1, turn)
+        return U * turn.conj(), S, Vh * turn.T
+    return U, S, Vh
+
+
+def _rounds(A: Any, q: int, niter: int) -> int | None:
+    """Blocks that match ``niter`` power iterations; None, which leaves the choice of method, where exact is cheaper."""
+    short = min(A.shape[-2:])
+    if short <= 4 * (q + 8) or 5 * q > short:
+        return None
+    return niter + 3
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:
+        return secrets.randbits(63)
+    if isinstance(random_state, numbers.Integral):
+        return int(random_state) % 2**64
+    draw = getattr(random_state, "integers", None) or random_state.randint
+    return int(draw(2**31))

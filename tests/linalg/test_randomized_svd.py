@@ -1,0 +1,392 @@
+"""randomized_svd of matrices in memory: accuracy, certificate, batches bit for bit, and everything it must refuse."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import balanced_rep as br
+from balanced_rep.linalg import ConvergenceWarning, SVDResult, _dense
+from tests.linalg.matrices import SPECTRA, normal, spectrum, with_spectrum
+
+K = 10
+LAYOUTS = ("rows", "columns", "strided", "expanded")
+
+
+def errors(A: Tensor, result: SVDResult) -> tuple[Tensor, Tensor, Tensor]:
+    """Relative error, that of the best approximation, and the true singular values; float64."""
+    wide = torch.complex128 if A.is_complex() else torch.float64
+    U, S, Vh = (X.to(wide) for X in result)
+    true = torch.linalg.svdvals(A.to(wide))
+    norm = true.square().sum(-1).sqrt()
+    error = torch.linalg.matrix_norm(A.to(wide) - (U * S.unsqueeze(-2)) @ Vh)
+    return error / norm, true[..., S.shape[-1] :].square().sum(-1).sqrt() / norm, true
+
+
+def assert_orthonormal(result: SVDResult, tol: float) -> None:
+    one = torch.eye(result.S.shape[-1], dtype=result.U.dtype)
+    for gram in (result.U.mH @ result.U, result.Vh @ result.Vh.mH):
+        torch.testing.assert_close(gram, one.expand_as(gram), rtol=0, atol=tol)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (260, 260), (301, 157)], ids=str)
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_close_to_the_best_approximation(dtype, kind, shape):
+    A = with_spectrum(*shape, spectrum(kind, min(shape), K), seed=3, dtype=dtype)
+    result = br.randomized_svd(A, K)
+    error, best, true = errors(A, result)
+    eps = torch.finfo(dtype).eps
+    assert result.info.method == "krylov"
+    assert error <= best * (1 + 2e-3) + 4 * eps
+    assert bool((result.S <= true[:K] + 16 * eps * true[0]).all())
+    assert bool((result.S.diff() <= 0).all())
+    assert_orthonormal(result, 20 * eps)
+    if kind in ("exp", "noise", "steep"):
+        torch.testing.assert_close(result.S.double(), true[:K], rtol=2e-3, atol=float(eps * true[0]))
+    assert bool(result.info.tight)
+    assert result.info.rel_error == pytest.approx(float(error), rel=0.01)
+    assert result.info.rank == (true[:K] > max(shape) * eps * true[0]).sum()
+
+
+def test_the_certificate_knows_every_size_of_error():
+    """From half of everything down to rounding, within 1 %; below 1e-3 it is measured and not a difference."""
+    seen = []
+    for power in range(1, 14):
+        S = torch.where(torch.arange(90) < K, 1.0, 2.0 * 4.0**-power)
+        A = with_spectrum(200, 90, S, seed=power, dtype=torch.float32)
+        result = br.randomized_svd(A, K)
+        error = float(errors(A, result)[0])
+        assert bool(result.info.tight)
+        assert result.info.rel_error == pytest.approx(error, rel=0.01)
+        assert int(result.info.passes) == 9 + (error < 9e-4)
+        seen.append(error)
+    assert seen[0] > 0.3
+    assert seen[-1] < 1e-6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wide", [False, True])
+def test_layouts(layout, wide):
+    A = with_spectrum(280, 150, spectrum("poly", 150, K), dtype=torch.float32)
+    given = {
+        "rows": lambda: A,
+        "columns": lambda: A.mT.contiguous().mT,
+        "strided": lambda: torch.stack([A, 0 * A], -1).repeat_interleave(2, 0)[::2, :, 0],
+        "expanded": lambda: A.expand(3, -1, -1),
+    }[layout]()
+    given = given.mT if wide else given
+    result = br.randomized_svd(given, K)
+    error, best, _ = errors(given, result)
+    assert bool((error <= best * (1 + 2e-3)).all())
+    assert_orthonormal(result, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"rounds": 3, "block": 8}, {"tol": 3e-3, "block": 5}, {"center": True}], ids=str
+)
+@pytest.mark.parametrize("shape", [(180, 128), (97, 151), (151, 97), (64, 30), (31, 27), (2001, 71)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_batch_item_is_the_single_call_bit_for_bit(dtype, shape, options):
+    spectra = [spectrum(SPECTRA[i % 5], min(shape), 4) for i in range(6)]
+    A = torch.stack([with_spectrum(*shape, S, seed=i, dtype=dtype) for i, S in enumerate(spectra)]).unflatten(0, (2, 3))
+    whole = br.randomized_svd(A, 4, seed=7, **options)
+    assert whole.U.shape == (2, 3, shape[0], 4)
+    for i in range(6):
+        alone = A[i // 3, i % 3].clone()  # in memory of its own: BLAS would round a misaligned operand differently
+        one = br.randomized_svd(alone, 4, seed=(7, i), **options)
+        for name, got, want in zip("U S Vh".split(), whole, one, strict=True):
+            assert torch.equal(got[i // 3, i % 3], want), f"{name} of item {i}"
+        for name in ("rel_error", "rounds", "passes", "converged", "rank", "tight"):
+            assert torch.equal(getattr(whole.info, name)[i // 3, i % 3], getattr(one.info, name)), name
+    if "tol" in options and min(shape) > 100:
+        assert len(whole.info.rounds.unique()) > 1, "all stopped together, so that the test shows nothing"
+
+
+def test_chunks_of_a_batch_are_bit_for_bit_the_same(monkeypatch):
+    A = normal(7, 90, 80, dtype=torch.float32)
+    whole = br.randomized_svd(A, 4, block=8)
+    monkeypatch.setattr(_dense, "CHUNK", 3 * 90 * 80)
+    parts = br.randomized_svd(A, 4, block=8)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert torch.equal(whole.info.rel_error, parts.info.rel_error)
+
+
+def test_seeds():
+    A = normal(300, 200, dtype=torch.float32)
+    before = torch.get_rng_state()
+    a, b, c, d = (br.randomized_svd(A, 4, seed=s) for s in (1, 1, 2, (1, 3)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.U, b.U)
+    assert not torch.equal(a.U, c.U)
+    assert not torch.equal(a.U, d.U)
+    assert a.info.seed == 1
+
+
+@pytest.mark.parametrize("power", [-130, -60, -20, 1, 20, 100])
+def test_powers_of_two_change_the_singular_values_alone(power):
+    A = normal(300, 200, dtype=torch.float32)
+    if power in (-130, 100):
+        A = A * 2.0 ** (-15 if power < 0 else 20)  # the smallest entries stay normal numbers
+    a, b = br.randomized_svd(A, 4), br.randomized_svd(torch.ldexp(A, torch.tensor(power)), 4)
+    if power == -130:  # below the normal numbers bits are lost
+        torch.testing.assert_close(a.S.double(), torch.ldexp(b.S.double(), torch.tensor(-power)), rtol=1e-3, atol=0)
+        return
+    assert torch.equal(a.U, b.U)
+    assert torch.equal(a.Vh, b.Vh)
+    assert torch.equal(torch.ldexp(a.S, torch.tensor(power)), b.S)
+    assert a.info.rel_error == b.info.rel_error
+
+
+def test_signs_have_one_rule_on_both_sides():
+    A = with_spectrum(300, 200, spectrum("exp", 200, K))
+    for B in (A, A.mT.contiguous(), A[:40, :30], A[:30, :40]):
+        result = br.randomized_svd(B, K, tol=1e-6)
+        pivot = result.Vh.gather(-1, result.Vh.abs().argmax(-1, keepdim=True))
+        assert bool((pivot > 0).all())
+        again = br.randomized_svd(B, K, tol=1e-6, seed=5)
+        torch.testing.assert_close(result.Vh, again.Vh, rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.U, again.U, rtol=0, atol=1e-5)
+
+
+def test_a_tie_of_magnitudes_takes_the_first_entry():
+    A = torch.outer(torch.linspace(-1, 2, 50), torch.tensor([1.0, -1.0] * 20)) + 1e-7 * normal(50, 40).float()
+    for seed in range(4):
+        assert br.randomized_svd(A, 1, block=4, seed=seed).Vh[0, 0] > 0
+
+
+@pytest.mark.parametrize("kind", ["poly", "slow", "exp", "noise"])
+def test_tol_bounds_the_excess(kind):
+    A = with_spectrum(400, 300, spectrum(kind, 300, K), seed=1, dtype=torch.float32)
+    rounds = []
+    for tol in (0.05, 1e-2, 1e-3, 1e-4):
+        result = br.randomized_svd(A, K, tol=tol, block=8)
+        error, best, _ = errors(A, result)
+        assert bool(result.info.converged)
+        assert error <= best * (1 + tol)
+        rounds.append(int(result.info.rounds))
+    assert rounds == sorted(rounds)
+    assert kind in ("noise", "exp") or rounds[0] < rounds[-1]
+
+
+def test_no_convergence_is_said():
+    A = normal(2, 300, 200, dtype=torch.float32)
+    A[1] = with_spectrum(300, 200, spectrum("noise", 200, 4), dtype=torch.float32)
+    with pytest.warns(ConvergenceWarning, match="1 of 2 decompositions did not reach tol"):
+        result = br.randomized_svd(A, 4, tol=1e-4, rounds=4, block=8)
+    assert result.info.converged.tolist() == [False, True]
+    assert result.info.rounds.tolist() == [4, 3]
+    exact = br.randomized_svd(A, 4, tol=1e-9, block=8)  # without a limit it goes on, and takes the exact way in the end
+    assert exact.info.converged.all()
+    torch.testing.assert_close(exact.S.double(), torch.linalg.svdvals(A.double())[:, :4], rtol=1e-6, atol=0)
+    assert any("1 of 2 exactly" in note for note in exact.info.notes)
+
+
+def test_low_precision_rounds():
+    A = with_spectrum(600, 300, spectrum("slow", 300, K), dtype=torch.float32)
+    low, full = br.randomized_svd(A, K, precision="bfloat16"), br.randomized_svd(A, K, precision="full")
+    error, best, _ = errors(A, low)
+    assert error <= best * (1 + 2e-3)
+    assert low.info.rel_error == pytest.approx(float(error), rel=1e-4)
+    assert error <= errors(A, full)[0] * (1 + 1e-3)
+    assert (int(low.info.passes), int(full.info.passes)) == (10, 9)
+    assert "bfloat16" in low.info.notes[0]
+    assert full.info.notes == ()
+
+
+def test_low_precision_is_left_where_values_fall_steeply():
+    A = torch.stack([
+        with_spectrum(300, 200, spectrum("steep", 200, 6), dtype=torch.float32),
+        with_spectrum(300, 200, spectrum("poly", 200, 6), dtype=torch.float32),
+    ])  # fmt: skip
+    low, full = (br.randomized_svd(A, 6, precision=p) for p in ("bfloat16", "full"))
+    assert torch.equal(low.S[0], full.S[0])
+    assert not torch.equal(low.S[1], full.S[1])
+    assert low.info.passes.tolist() == [9 + 10 + 1, 10]  # a read more, to measure an error below 1e-3
+    assert any("1 of 2 again in torch.float32" in note for note in low.info.notes)
+
+
+@pytest.mark.parametrize("setting", ["autocast", "medium", "inference", "default"])
+def test_settings_of_the_caller_do_not_reach_the_certificate(setting):
+    A = with_spectrum(300, 200, spectrum("exp", 200, K), dtype=torch.float32)
+    want = br.randomized_svd(A, K)
+    before = torch.get_float32_matmul_precision()
+    try:
+        if setting == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                got = br.randomized_svd(A, K)
+        elif setting == "medium":
+            torch.set_float32_matmul_precision("medium")
+            got = br.randomized_svd(A, K)
+            assert torch.get_float32_matmul_precision() == "medium"
+        elif setting == "inference":
+            with torch.inference_mode():
+                got = br.randomized_svd(A, K)
+        else:
+            torch.set_default_dtype(torch.float64)
+            got = br.randomized_svd(A, K)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_are_computed_in_float32(dtype):
+    A = (300 * with_spectrum(300, 200, spectrum("poly", 200, K))).to(dtype)
+    A[0, 0] = 6e4  # its square is beyond float16
+    got, want = br.randomized_svd(A, K), br.randomized_svd(A.float(), K)
+    assert got.U.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_center_is_principal_components():
+    A = normal(300, 200, dtype=torch.float64) + 50 * normal(200, seed=1)
+    got, want = br.randomized_svd(A, 4, center=True), br.randomized_svd(A - A.mean(0), 4)
+    torch.testing.assert_close(got.S, want.S)
+    exact = br.randomized_svd(A[:, :30], 4, center=True)
+    torch.testing.assert_close(exact.S, torch.linalg.svdvals(A[:, :30] - A[:, :30].mean(0))[:4])
+
+
+def test_numpy_in_numpy_out():
+    A = with_spectrum(60, 50, spectrum("exp", 50, 4)).numpy()
+    result = br.randomized_svd(A, 4)
+    assert all(isinstance(X, np.ndarray) for X in result)
+    np.testing.assert_allclose((result.U * result.S) @ result.Vh, A, atol=0.05)
+    assert isinstance(result.info.rel_error, np.floating)
+    complex_ = br.randomized_svd((A + 1j * A[::-1]), 4)
+    np.testing.assert_allclose(complex_.S, np.linalg.svd(A + 1j * A[::-1], compute_uv=False)[:4], rtol=1e-5)
+
+
+def test_result_is_a_triple_with_info():
+    result = br.randomized_svd(normal(50, 40), 3)
+    U, S, Vh = result
+    torch.testing.assert_close(result.reconstruct(), (U * S) @ Vh)
+    assert len(result) == 3
+    for again in (pickle.loads(pickle.dumps(result)), copy.copy(result)):
+        assert torch.equal(again.U, U)
+        assert again.info.method == result.info.method
+    assert "U=(50, 3), S=(3,), Vh=(3, 40)" in repr(result)
+
+
+@pytest.mark.parametrize("options", [{}, {"block": 4}])
+def test_sizes_at_the_edge(options):
+    A = normal(30, 6)
+    clamped = br.randomized_svd(A, 10, **options)
+    assert clamped.S.shape == (6,)
+    assert "k=10 is more than min(m, n) = 6" in clamped.info.notes[0]
+    none = br.randomized_svd(A, 0, **options)
+    assert [tuple(X.shape) for X in none] == [(30, 0), (0,), (0, 6)]
+    assert none.info.rel_error == 1
+    for shape in ((0, 6), (6, 0), (0, 0), (0, 5, 6), (2, 0, 6), (2, 3, 4, 0)):
+        empty = br.randomized_svd(torch.zeros(shape), 3, **options)
+        k = min(3, *shape[-2:])
+        assert [tuple(X.shape) for X in empty] == [(*shape[:-1], k), (*shape[:-2], k), (*shape[:-2], k, shape[-1])]
+        assert empty.info.rank.shape == shape[:-2]
+    zero = br.randomized_svd(torch.zeros(300, 200), 4)
+    assert zero.info.rank == 0
+    assert zero.info.rel_error == 0
+    assert_orthonormal(zero, 1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(300, 200), (2, 3, 90, 80), (4, 5, 6)], ids=str)
+def test_non_finite_input_is_named_before_any_work(shape, bad, monkeypatch):
+    A = normal(*shape, dtype=torch.float32)
+    A.view(-1)[-5] = bad
+    where = r"\[1, 2\]" if len(shape) == 4 else r"\[3\]" if len(shape) == 3 else ""
+    monkeypatch.setattr(_dense, "_krylov", None)
+    monkeypatch.setattr(_dense, "_exact", None)
+    with pytest.raises(ValueError, match=f"A{where} holds NaN or infinity"):
+        br.randomized_svd(A, 3)
+
+
+def test_non_finite_input_can_be_let_through():
+    A = normal(2, 300, 200, dtype=torch.float32)
+    A[1, 0, 0] = torch.nan
+    try:
+        result = br.randomized_svd(A, 3, check_finite=False)
+    except RuntimeError as error:  # LAPACK's own refusal
+        assert "converge" in str(error) or "non-finite" in str(error)  # noqa: PT017
+    else:
+        assert not bool(result.S[1].isfinite().all())
+
+
+def test_bad_arguments():
+    A = normal(30, 20)
+    for arguments, error, match in (
+        ({"k": -1}, ValueError, "k=-1"),
+        ({"k": 0.1}, TypeError, "a target error goes into tol"),
+        ({"k": True}, TypeError, "integer"),
+        ({"k": 3, "tol": 0.0}, ValueError, "between 0 and 1"),
+        ({"k": 3, "oversampling": -1}, ValueError, "oversampling=-1"),
+        ({"k": 3, "block": 0}, ValueError, "block=0"),
+        ({"k": 3, "rounds": 0}, ValueError, "rounds=0"),
+        ({"k": 3, "precision": "half"}, ValueError, "'auto', 'full', 'bfloat16'"),
+        ({"k": 3, "seed": -1}, ValueError, "seed=-1"),
+        ({"k": 3, "seed": (1, 2**40)}, ValueError, "item below"),
+    ):
+        with pytest.raises(error, match=match):
+            br.randomized_svd(A, **arguments)
+    with pytest.raises(ValueError, match="at least two dims"):
+        br.randomized_svd(A[0], 3)
+    with pytest.raises(TypeError, match=r"int64; convert it"):
+        br.randomized_svd(A.long(), 3)
+    with pytest.raises(TypeError, match="int64"):
+        br.randomized_svd(np.ones((3, 3), dtype=np.int64), 3)
+    with pytest.raises(TypeError, match="got list"):
+        br.randomized_svd([[1.0]], 1)
+    with pytest.raises(ValueError, match=r"out of the range of torch\.float32"):
+        br.randomized_svd(torch.full((300, 200), 3e38), 3)
+
+
+def test_transforms_are_refused():
+    A = normal(30, 20)
+
+    def f(X: Tensor) -> Tensor:
+        return br.randomized_svd(X, 3).S.sum()
+
+    for call in (
+        lambda: torch.func.grad(f)(A),
+        lambda: torch.func.jvp(f, (A,), (A,)),
+        lambda: torch.func.vmap(f)(A.expand(2, -1, -1)),
+    ):
+        with pytest.raises(TypeError, match=r"no rule for torch\.func transforms"):
+            call()
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(TypeError, match="no rule"):
+        f(torch.autograd.forward_ad.make_dual(A, A))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    m=st.integers(0, 40),
+    n=st.integers(0, 40),
+    k=st.integers(0, 12),
+    rank=st.integers(0, 40),
+    block=st.sampled_from([None, 1, 3]),
+    turn=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_any_shape_and_rank(m, n, k, rank, block, turn, seed):
+    A = (normal(m, rank, seed=seed % 1000) @ normal(rank, n, seed=seed % 1001)).float()
+    A = A.mT.contiguous().mT if turn else A
+    result = br.randomized_svd(A, k, block=block, seed=seed)
+    r = min(k, m, n)
+    assert [tuple(X.shape) for X in result] == [(m, r), (r,), (r, n)]
+    assert_orthonormal(result, 1e-5)
+    if min(m, n):
+        error, best, true = errors(A, result)
+        assert bool((result.S <= true[:r] * (1 + 1e-6) + 1e-6 * true[0]).all())
+        assert result.info.rank <= min(rank, r)
+        if true[0] > 0:
+            assert error >= best * (1 - 1e-5)
+            assert result.info.rel_error == pytest.approx(float(error), rel=0.01, abs=1e-6)
+            if rank <= r and block != 1:
+                assert error < 1e-5

@@ -1,0 +1,91 @@
+"""svd_lowrank, pca_lowrank and randomized_svd_sklearn: the peers' arguments and shapes, and at least their accuracy."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.utils.extmath import randomized_svd as sklearn_svd
+from torch import Tensor
+
+from balanced_rep.linalg import pca_lowrank, randomized_svd_sklearn, svd_lowrank
+from tests.linalg.matrices import normal, spectrum, with_spectrum
+
+
+def error(A: Tensor, U: Tensor, S: Tensor, V: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(A - (U * S.unsqueeze(-2)) @ V.mT))
+
+
+def arguments(f) -> list[str]:
+    return [p.name for p in inspect.signature(f).parameters.values() if p.name != "seed"]
+
+
+def test_the_peers_arguments_and_defaults():
+    assert arguments(svd_lowrank) == ["A", "q", "niter", "M"] == list(inspect.signature(torch.svd_lowrank).parameters)
+    assert (
+        arguments(pca_lowrank) == ["A", "q", "center", "niter"] == list(inspect.signature(torch.pca_lowrank).parameters)
+    )
+    theirs = inspect.signature(sklearn_svd).parameters
+    ours = inspect.signature(randomized_svd_sklearn).parameters
+    assert set(theirs) <= set(ours)
+    same = set(theirs) - {"random_state", "flip_sign"}
+    assert all(theirs[name].default == ours[name].default and theirs[name].kind == ours[name].kind for name in same)
+
+
+@pytest.mark.parametrize("niter", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["poly", "slow", "exp", "noise"])
+def test_as_accurate_as_torch(kind, niter):
+    """Against torch with the eight columns of oversampling that its users add."""
+    A = with_spectrum(600, 400, spectrum(kind, 400, 32), dtype=torch.float32)
+    torch.manual_seed(0)
+    theirs = [X[..., :32] for X in torch.svd_lowrank(A, 40, niter)]
+    assert error(A, *svd_lowrank(A, 32, niter)) <= error(A, *theirs) * (1 + 1e-6)
+
+
+def test_svd_lowrank_shapes_mean_and_batch():
+    A, M = normal(2, 30, 20), normal(20, seed=1).expand(30, 20)
+    U, S, V = result = svd_lowrank(A, 4, M=M)
+    assert (U.shape, S.shape, V.shape) == ((2, 30, 4), (2, 4), (2, 20, 4))
+    torch.testing.assert_close(S, torch.linalg.svdvals(A - M)[:, :4])
+    assert result.info.seed == 0
+    assert svd_lowrank(A)[1].shape == (2, 6)
+    with pytest.raises(ValueError, match="niter=-1"):
+        svd_lowrank(A, niter=-1)
+
+
+def test_pca_lowrank():
+    A = normal(30, 20) + 9
+    U, S, V = pca_lowrank(A, 4)
+    torch.testing.assert_close(S, torch.linalg.svdvals(A - A.mean(0))[:4])
+    torch.testing.assert_close((A - A.mean(0)) @ V, U * S)
+    torch.testing.assert_close(pca_lowrank(A, 4, center=False)[1], torch.linalg.svdvals(A)[:4])
+    assert pca_lowrank(A[:3])[1].shape == (3,)
+    for arguments_, match in (({"q": 21}, "0 to min"), ({"niter": -1}, "niter=-1")):
+        with pytest.raises(ValueError, match=match):
+            pca_lowrank(A, **arguments_)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)], ids=str)
+def test_sklearn(shape):
+    A = with_spectrum(*shape, spectrum("exp", 200, 10)).numpy()
+    theirs, ours = sklearn_svd(A, 10, random_state=0), randomized_svd_sklearn(A, 10, random_state=0)
+    for mine, want in zip(ours, theirs, strict=True):
+        assert mine.shape == want.shape
+        np.testing.assert_allclose(mine, want, atol=1e-6)  # the same signs, too
+    sparse = randomized_svd_sklearn(scipy.sparse.csr_array(A), 10, random_state=np.random.default_rng(0))
+    np.testing.assert_allclose(sparse[1], theirs[1], rtol=1e-6)
+    C = A + 1j * A[::-1]  # theirs is wrong here
+    np.testing.assert_allclose(
+        randomized_svd_sklearn(C, 5, random_state=np.random.RandomState(0))[1],
+        np.linalg.svd(C, compute_uv=False)[:5],
+        rtol=1e-6,
+    )
+    free = [randomized_svd_sklearn(normal(300, 200).numpy(), 3, n_iter=1)[0] for _ in range(2)]
+    assert not np.array_equal(*free)
+    right = randomized_svd_sklearn(torch.from_numpy(A), 3, flip_sign=False, random_state=0)[2]
+    assert bool((right.gather(-1, right.abs().argmax(-1, keepdim=True)) > 0).all())
+    with pytest.raises(ValueError, match="n_iter='many'"):
+        randomized_svd_sklearn(A, 3, n_iter="many")
