@@ -194,14 +194,15 @@ def _spread(name: str) -> None:
             slot_dim(d, input.dim()) for d in ([dims] if isinstance(dims, int) else dims)
         ]  # fmt: skip
         inner = [d - 1 for d in at]
-        if correction is None or s.dim() == 1:
+        if correction is None or s.dim() == 1 or s.is_complex():
             return NotImplemented
         x = wide(s[0])
         x = x - x.mean(inner, keepdim=True)
         n = math.prod(s.shape[d] for d in at)
         y0 = getattr(torch, name)(s[0], inner, correction=correction, keepdim=True)
         t = (wide(s[1:]) * x).sum(at, keepdim=True) * (2 / max(n - correction, 0) if n > correction else math.nan)
-        t = t / (2 * wide(y0)) if name == "std" else t
+        if name == "std":
+            t = (t / (2 * wide(y0))).masked_fill_(y0 == 0, 0)  # zero where nothing varies, as torch has it
         y = torch.cat([y0.unsqueeze(0), t.to(s.dtype)])
         return Dual(y if keepdim else y.squeeze(at))
 

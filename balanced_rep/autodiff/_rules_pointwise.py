@@ -22,12 +22,12 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF else x
 
 
-def _elementwise(name: str, derivative: Derivative, formula: str, f: Callable[..., Tensor] | None = None) -> None:
-    value = f or getattr(F, name, None) or getattr(torch, name)
+def _elementwise(name: str, derivative: Derivative, formula: str, *, holomorphic: bool = True) -> None:
+    value = getattr(F, name, None) or getattr(torch, name)
 
     def apply(input: Dual, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("inplace", None)
-        if any(is_dual(a) for a in (*args, *kwargs.values())):
+        if any(is_dual(a) for a in (*args, *kwargs.values())) or (input.is_complex() and not holomorphic):
             return NotImplemented
         s = input.stack
         y0 = value(s[0], *args, **kwargs)
@@ -105,7 +105,7 @@ for _name, _derivative, _formula in (
     ("erf", lambda x: torch.exp(-x * x) * (2 / math.sqrt(math.pi)), "t' = t 2 e^(-x^2) / sqrt(pi)"),
     ("abs", torch.sgn, "t' = t sgn(x)"),
 ):
-    _elementwise(_name, _derivative, _formula)
+    _elementwise(_name, _derivative, _formula, holomorphic=_name != "abs")
 
 
 def _gated(name: str, closed: Callable[..., Tensor], slope: Callable[..., float], formula: str) -> None:
@@ -208,10 +208,8 @@ def _sum(x: Any, y: Any, alpha: Any = 1) -> Dual:
     torch.add(primal(x), primal(y), alpha=alpha, out=out[0]) if isinstance(primal(x), Tensor) else out[0].copy_(
         torch.add(primal(y) * alpha, x)
     )
-    if moving is x or alpha == 1:
-        out[1:].copy_(s[1:])
-    else:
-        torch.mul(s[1:], alpha, out=out[1:])
+    # copy_ broadcasts; out= would shrink the view to the shape of the smaller operand.
+    out[1:].copy_(s[1:] if moving is x or alpha == 1 else s[1:] * alpha)
     return Dual(out)
 
 
@@ -270,7 +268,7 @@ RULES[Tensor.__rtruediv__] = RULES[Tensor.__rdiv__]
 
 @rule("pow", kind="pointwise", formula="t' = t p x^(p - 1)")
 def _pow(input: Any, exponent: Any) -> Any:
-    if _plain(input) or isinstance(exponent, Tensor):
+    if _plain(input) or isinstance(exponent, Tensor | complex):
         return NotImplemented
     s = input.stack
     y = torch.empty_like(s)

@@ -233,8 +233,10 @@ RULES[F.fold] = Rule("fold", "structure", lambda input, *a, **k: on_rows(lambda 
 def _masked_fill(input: Any, mask: Tensor, value: Any) -> Tensor:
     if is_dual(value):
         return _where(mask, value, input)
-    y = input.stack.masked_fill(mask, 0)
-    y[0].copy_(input.stack[0].masked_fill(mask, value))
+    s = input.stack
+    s = s.reshape(s.shape[0], *[1] * (mask.dim() - input.dim()), *s.shape[1:])  # a mask may have more dims
+    y = s.masked_fill(mask, 0)
+    y[0].copy_(s[0].masked_fill(mask, value))
     return Dual(y)
 
 
@@ -248,7 +250,7 @@ def _where(condition: Tensor, input: Any = None, other: Any = None, **kwargs: An
     at, bt = (_tangents(x, n, y0.dtype) if is_dual(x) else y0.new_zeros(()) for x in (a, b))
     y = y0.new_empty((slots(a, b), *y0.shape))
     y[0].copy_(y0)
-    torch.where(condition, at, bt, out=y[1:])
+    y[1:].copy_(torch.where(condition, at, bt))  # which broadcasts where only y0 is larger
     return Dual(y)
 
 

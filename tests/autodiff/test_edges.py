@@ -1,0 +1,68 @@
+"""Corners of the rules: operands that broadcast either way, complex values, samples without spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from balanced_rep.autodiff import jvp
+
+LARGE = torch.sin(torch.arange(24.0, dtype=torch.float64) ** 1.5).view(3, 4, 2)
+# What moves may be smaller than what does not: more dims, larger dims, or both.
+BROADCAST = {
+    "c - x": lambda x: LARGE - x,
+    "c - 2 x": lambda x: torch.sub(LARGE, x, alpha=2),
+    "c + 2 x": lambda x: torch.add(LARGE, x, alpha=2),
+    "rsub": lambda x: torch.rsub(x, LARGE, alpha=3),
+    "c - sum": lambda x: LARGE - x.sum(),
+    "integers - x": lambda x: torch.arange(24).view(3, 4, 2) - x,
+    "x - c": lambda x: x - LARGE,
+    "c + x": lambda x: LARGE + x,
+    "c x": lambda x: LARGE * x,
+    "c / x": lambda x: LARGE / (x * x + 1),
+    "x / c": lambda x: x / LARGE,
+    "where": lambda x: torch.where(x > 0, x, LARGE),
+    "where other": lambda x: torch.where(x > 0, LARGE, x.sum()),
+    "where condition": lambda x: torch.where(LARGE > 0, x, 1.0),
+    "masked_fill": lambda x: x.masked_fill(LARGE > 0, 2.0),
+    "clamp": lambda x: x.clamp(min=LARGE),
+    "lerp": lambda x: torch.lerp(LARGE, x, 0.3),
+    "lerp end": lambda x: torch.lerp(x, LARGE, 0.3),
+    "addcmul": lambda x: torch.addcmul(LARGE, x, x, value=-2),
+}
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 1), (3, 1, 1), (), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", BROADCAST)
+def test_what_moves_broadcasts_to_what_does_not(name: str, shape: tuple[int, ...], agrees: Callable, draw: Callable):
+    agrees(BROADCAST[name], draw(*shape))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: z.abs(), lambda z: z.var(), lambda z: z.std(-1, keepdim=True), lambda z: z.norm(), lambda z: z.exp(),
+        lambda z: z * z, lambda z: z.sqrt(), lambda z: z.mean(), lambda z: z @ z.mT, lambda z: z.abs() ** 2j,
+    ],
+    ids=["abs", "var", "std", "norm", "exp", "square", "sqrt", "mean", "matmul", "power"],
+)  # fmt: skip
+def test_complex_values_inside_a_function(f: Callable, agrees: Callable, draw: Callable):
+    def real(x: Tensor) -> Tensor:
+        y = f(torch.complex(x, x.sin() + 2))
+        return torch.view_as_real(y) if y.is_complex() else y
+
+    agrees(real, draw(3, 4), strict=False)
+
+
+@pytest.mark.parametrize("f", [lambda x: x.std(-1), lambda x: (x - x).std(), lambda x: x[:, :1].std(-1, correction=0)])
+def test_std_of_a_constant_has_the_tangent_zero(f: Callable, agrees: Callable):
+    agrees(f, torch.ones(2, 3, dtype=torch.float64))
+
+
+def test_nothing_of_a_larger_constant_is_left_unwritten(draw: Callable):
+    """``out=`` of a view would shrink it and leave the rest of the result as it was found in memory."""
+    jv = jvp(lambda x: torch.zeros(50, 3, dtype=x.dtype) - x, draw(3), draw(2, 3), strict=True)[1]
+    assert torch.equal(jv, -draw(2, 3)[:, None].expand(2, 50, 3))
