@@ -32,7 +32,6 @@ JVP_PAIRS = (  # dtypes of primal and tangents that the C++ kernels take, by num
     (torch.float64, torch.float64),
     (torch.float16, torch.float16),
     (torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.float16),
     (torch.float32, torch.bfloat16),
 )
 

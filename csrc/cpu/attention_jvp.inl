@@ -90,7 +90,7 @@ BR_INLINE Panel<Real> panel(const T* x, int64_t stride, int64_t n, int64_t chann
 
 // p (n, strip) = k q.
 template <class Real>
-void scores(Panel<Real> key, const Real* q, int64_t d, int64_t n, Real* p) {
+BR_NOINLINE void scores(Panel<Real> key, const Real* q, int64_t d, int64_t n, Real* p) {
   constexpr int kLanes = Strip<Real>::kLanes;
   in_tiles(n, [&](auto rows, int64_t j) {
     VecOf<Real> acc[rows.value][2] = {};
@@ -104,7 +104,7 @@ void scores(Panel<Real> key, const Real* q, int64_t d, int64_t n, Real* p) {
 
 // h (n, strip) = p (k dq + dk q), and sum += h.
 template <class Real>
-void score_tangents(Panel<Real> key, Panel<Real> dkey, const Real* q, const Real* dq, int64_t d, int64_t n,
+BR_NOINLINE void score_tangents(Panel<Real> key, Panel<Real> dkey, const Real* q, const Real* dq, int64_t d, int64_t n,
                     const Real* p, Real* h, Real* sum) {
   constexpr int kLanes = Strip<Real>::kLanes;
   VecOf<Real> sum0 = load(sum), sum1 = load(sum + kLanes);
@@ -127,7 +127,7 @@ void score_tangents(Panel<Real> key, Panel<Real> dkey, const Real* q, const Real
 
 // o (c, strip) += v h + dv p; either product may be absent.
 template <class Real>
-void outputs(Panel<Real> value, const Real* h, Panel<Real> dvalue, const Real* p, int64_t n, int64_t c, Real* o) {
+BR_NOINLINE void outputs(Panel<Real> value, const Real* h, Panel<Real> dvalue, const Real* p, int64_t n, int64_t c, Real* o) {
   constexpr int kLanes = Strip<Real>::kLanes;
   in_tiles(c, [&](auto rows, int64_t i) {
     VecOf<Real> acc[rows.value][2];

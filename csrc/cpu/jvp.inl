@@ -8,7 +8,7 @@ namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
 
 #define BR_PAIRS(f) \
-  {f<float, float>, f<double, double>, f<Half, Half>, f<BFloat, BFloat>, f<float, Half>, f<float, BFloat>}
+  {f<float, float>, f<double, double>, f<Half, Half>, f<BFloat, BFloat>, f<float, BFloat>}
 
 extern const JvpKernels jvp_kernels;
 const JvpKernels jvp_kernels = {

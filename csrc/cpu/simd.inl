@@ -35,6 +35,7 @@
 #endif
 
 #define BR_INLINE inline __attribute__((always_inline))
+#define BR_NOINLINE __attribute__((noinline))
 #define BR_VECTOR __attribute__((vector_size(BR_VECTOR_BYTES)))
 #define BR_PREFETCH(address) __builtin_prefetch((address), 0, 3)
 
@@ -103,7 +104,7 @@ BR_INLINE To bit_cast(From from) {
 
 template <class Real>
 BR_INLINE VecOf<Real> splat(Real x) {
-  return VecOf<Real>{} + x;
+  return x - VecOf<Real>{};  // not 0 + x, which the compiler has to add: it changes -0
 }
 
 template <class V>

@@ -182,7 +182,6 @@ def test_strides_of_every_operand(isa):
 
 @pytest.mark.parametrize(("primal", "tangent"), [
     (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16),
-    (torch.float32, torch.float16),
 ])  # fmt: skip
 def test_half_types(isa, primal, tangent):
     args = case(n=70, m=101)

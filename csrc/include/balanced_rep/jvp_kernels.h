@@ -13,9 +13,8 @@ enum DTypePair : int {
   kPairF64 = 1,      // float64, float64
   kPairF16 = 2,      // float16, float16
   kPairBF16 = 3,     // bfloat16, bfloat16
-  kPairF32F16 = 4,   // float32 with float16 tangents
-  kPairF32BF16 = 5,  // float32 with bfloat16 tangents
-  kPairs = 6
+  kPairF32BF16 = 4,  // float32 with bfloat16 tangents
+  kPairs = 5
 };
 
 enum MaskKind : int { kMaskNone = 0, kMaskBool = 1, kMaskReal = 2 };
