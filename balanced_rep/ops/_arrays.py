@@ -22,12 +22,13 @@ def as_tensor(x: Any) -> tuple[Tensor, str]:
         The tensor and ``"torch"``, ``"numpy"`` or ``"cupy"`` (results for other DLPack producers are torch tensors).
 
     Raises:
-        TypeError: If ``x`` is none of these, or a numpy array of a dtype that is not float16, float32 or float64.
+        TypeError: If ``x`` is none of these, a masked array, or a numpy array of a dtype other than float16, float32,
+            float64.
     """
     if isinstance(x, Tensor):
         return x, "torch"
     if isinstance(x, (np.ndarray, np.floating)):
-        return _from_numpy(np.asarray(x)), "numpy"
+        return _from_numpy(x), "numpy"
     if hasattr(x, "__dlpack__"):
         return torch.from_dlpack(x), "cupy" if type(x).__module__.partition(".")[0] == "cupy" else "torch"
     raise TypeError(
@@ -56,7 +57,10 @@ class _Memory:
         self.__array_interface__ = {**x.__array_interface__, "data": (pointer, False)}
 
 
-def _from_numpy(x: np.ndarray) -> Tensor:
+def _from_numpy(array: np.ndarray | np.floating) -> Tensor:
+    if hasattr(array, "mask"):
+        raise TypeError("x is a masked array, whose mask would be ignored: pass x.compressed() or x.filled(value)")
+    x = np.asarray(array)
     if x.dtype.kind != "f" or x.dtype.itemsize not in (2, 4, 8):
         raise TypeError(
             f"x has numpy dtype {x.dtype}; accepted are float16, float32, float64: convert it with "

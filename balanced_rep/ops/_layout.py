@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def arrange(
         The layout.
 
     Raises:
-        TypeError: If ``x`` is no tensor or not of an accepted dtype or layout.
+        TypeError: If ``x`` is no tensor or not of an accepted dtype or layout, or a dim is no integer.
         ValueError: If dims are out of range or repeated, or the pooling is unclear or empty.
     """
     _check_tensor(x)
@@ -129,13 +130,15 @@ def _pooled_dims(x: Tensor, pool: str | None, pool_dim: int | Sequence[int] | No
 def _normalise(dim: int | Sequence[int] | None, ndim: int, name: str, shape: tuple[int, ...]) -> list[int]:
     if dim is None:
         return list(range(ndim))
-    dims = list(dim) if isinstance(dim, Sequence) else [dim]
-    if ndim == 0 and dims == [-1]:
-        return []  # a scalar counts as one value, as in torch.std
-    for d in dims:
-        if not isinstance(d, int) or not -ndim <= d < ndim:
-            raise ValueError(f"{name}={dim} is out of range for shape {shape}: dims go from {-ndim} to {ndim - 1}")
-    out = [d % ndim for d in dims]
+    dims: list[Any] = list(dim) if isinstance(dim, Sequence) and not isinstance(dim, str) else [dim]
+    if not all(isinstance(d, Integral) and not isinstance(d, bool) for d in dims):
+        raise TypeError(f"{name} must be an int or a sequence of ints, got {dim!r}")
+    places = max(ndim, 1)  # a scalar counts as one value, as in torch.std
+    if not all(-places <= d < places for d in dims):
+        raise ValueError(f"{name}={dim} is out of range for shape {shape}: dims go from {-places} to {places - 1}")
+    if ndim == 0:
+        return []
+    out = [int(d) % ndim for d in dims]
     if len(set(out)) != len(out):
         raise ValueError(f"{name}={dim} names a dim of shape {shape} twice")
     return sorted(out)

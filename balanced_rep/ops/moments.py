@@ -47,7 +47,7 @@ def moments(
         n = 0 with min = inf and max = -inf, the neutral element of a merge.
 
     Raises:
-        TypeError: If ``x`` is not a strided floating-point tensor of an accepted dtype.
+        TypeError: If ``x`` is not a strided floating-point tensor of an accepted dtype, or a dim is no integer.
         ValueError: If dims are out of range or repeated, or the pooling is unclear or empty.
         BackendError: If a backend is forced that cannot run this call.
 

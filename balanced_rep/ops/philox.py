@@ -41,7 +41,7 @@ def philox_bits(items: int | Tensor, n: int, *, seed: int) -> Tensor:
     """Uniform 32-bit words.
 
     Args:
-        items: An item number, or int64 items ``(b,)``; their device is the device of the result.
+        items: An item number, or int64 items ``(b,)``; the result is on their device, of a number on torch's default.
         n: Words per item.
         seed: 0 to 2^64 - 1.
 
@@ -49,8 +49,8 @@ def philox_bits(items: int | Tensor, n: int, *, seed: int) -> Tensor:
         int64 ``(n,)`` or ``(b, n)``, values 0 to 2^32 - 1.
 
     Raises:
-        TypeError: If items are not int64.
-        ValueError: If ``seed`` or ``n`` is out of range.
+        TypeError: If items are not int64, or ``n`` or ``seed`` is no int.
+        ValueError: If an item number, ``n`` or ``seed`` is out of range.
     """
     return _call("philox_bits", items, n, seed)
 
@@ -59,7 +59,7 @@ def philox_normal(items: int | Tensor, n: int, *, seed: int) -> Tensor:
     """Standard normal numbers; magnitudes reach 5.77, where 24-bit uniforms end.
 
     Args:
-        items: An item number, or int64 items ``(b,)``; their device is the device of the result.
+        items: An item number, or int64 items ``(b,)``; the result is on their device, of a number on torch's default.
         n: Numbers per item.
         seed: 0 to 2^64 - 1.
 
@@ -67,8 +67,8 @@ def philox_normal(items: int | Tensor, n: int, *, seed: int) -> Tensor:
         float32 ``(n,)`` or ``(b, n)``.
 
     Raises:
-        TypeError: If items are not int64.
-        ValueError: If ``seed`` or ``n`` is out of range.
+        TypeError: If items are not int64, or ``n`` or ``seed`` is no int.
+        ValueError: If an item number, ``n`` or ``seed`` is out of range.
     """
     return _call("philox_normal", items, n, seed)
 
@@ -77,7 +77,7 @@ def philox_rademacher(items: int | Tensor, n: int, *, seed: int) -> Tensor:
     """Signs -1 or 1 with equal probability, float32: the lowest bit of each word.
 
     Args:
-        items: An item number, or int64 items ``(b,)``; their device is the device of the result.
+        items: An item number, or int64 items ``(b,)``; the result is on their device, of a number on torch's default.
         n: Signs per item.
         seed: 0 to 2^64 - 1.
 
@@ -85,8 +85,8 @@ def philox_rademacher(items: int | Tensor, n: int, *, seed: int) -> Tensor:
         float32 ``(n,)`` or ``(b, n)``.
 
     Raises:
-        TypeError: If items are not int64.
-        ValueError: If ``seed`` or ``n`` is out of range.
+        TypeError: If items are not int64, or ``n`` or ``seed`` is no int.
+        ValueError: If an item number, ``n`` or ``seed`` is out of range.
     """
     return (1 - 2 * (philox_bits(items, n, seed=seed) & 1)).float()
 
@@ -145,11 +145,18 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 def _call(name: str, items: int | Tensor, n: int, seed: int) -> Tensor:
+    for what, value in (("n", n), ("seed", seed)):
+        if not isinstance(value, int):
+            raise TypeError(f"{what} must be an int, got {type(value).__name__}: convert it with int()")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
+    if isinstance(items, int) and not -(2**63) <= items < 2**63:
+        raise ValueError(f"an item number must be in [-2^63, 2^63), got {items}")
     many = torch.tensor([items]) if isinstance(items, int) else items
+    if not isinstance(many, Tensor):
+        raise TypeError(f"items must be an int or an int64 tensor (b,), got {type(items).__name__}")
     if many.dtype != torch.int64 or many.ndim != 1:
         raise TypeError(f"items must be an int or an int64 tensor (b,), got {many.dtype} of shape {tuple(many.shape)}")
     signed = seed - 2**64 if seed >= 2**63 else seed  # an op takes a signed 64-bit integer; the bits are the same

@@ -25,6 +25,11 @@ STATISTICS = (
 )  # fmt: skip
 
 
+def _in_range(fourth: Tensor, second: Tensor) -> Tensor:
+    """Sums of fourth powers, NaN where they left float64, as they do for float64 values beyond 1e77 or below 1e-81."""
+    return torch.where(fourth.isinf() | ((fourth == 0) & (second > 0)), torch.nan, fourth)
+
+
 class Measures:
     """Properties of :class:`~balanced_rep.stats.RepresentationStats`, which holds the state."""
 
@@ -73,7 +78,7 @@ class Measures:
     @property
     def kurtosis(self) -> Any:
         """n m4 / m2^2, 3 for a normal sample (subtract 3 for the excess); NaN for a constant sample."""
-        return self._out(self._n * (self.state[4] / self.state[2]) / self.state[2])
+        return self._out(self._n * (_in_range(self.state[4], self.state[2]) / self.state[2]) / self.state[2])
 
     @property
     def l1(self) -> Any:
@@ -239,7 +244,7 @@ class Measures:
     @property
     def _s4(self) -> Tensor:
         n, mean, m2, m3, m4 = self.state[:5].unbind(0)
-        return m4 + 4 * mean * m3 + 6 * mean.square() * m2 + n * mean.pow(4)
+        return _in_range(m4 + 4 * mean * m3 + 6 * mean.square() * m2 + n * mean.pow(4), self._s2)
 
     @property
     def _activity(self) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from balanced_rep.ops._arrays import as_tensor
 from balanced_rep.ops._layout import arrange
 from balanced_rep.ops._library import run
 from balanced_rep.ops.energy_entropy import ENERGY_ENTROPY
-from balanced_rep.ops.log_histogram import LOG_HISTOGRAM
+from balanced_rep.ops.log_histogram import LOG_HISTOGRAM, N_BINS
 from balanced_rep.ops.moments import FIELDS, MOMENTS
 from balanced_rep.stats._histogram import LogHistogram, window_top
 from balanced_rep.stats._measures import STATISTICS, Measures
@@ -59,7 +59,7 @@ def representation_stats(
         Statistics of shape ``(*kept,)`` on the device of ``h``.
 
     Raises:
-        TypeError: If ``h`` is not an array of an accepted dtype.
+        TypeError: If ``h`` is not an array of an accepted dtype, or a dim is no integer.
         ValueError: If an argument is out of range or unclear.
         BackendError: If a backend is forced that cannot run this call.
 
@@ -89,9 +89,10 @@ def representation_stats(
 class RepresentationStats(Measures):
     """Mergeable statistics; every measure is a property of shape :attr:`shape`.
 
-    Results are float32 (float64 for float64 input) arrays of the library that the input came from. A measure that is
-    undefined (a constant or empty sample, too few values) is NaN, and so is every moment of a sample with a NaN or
-    infinite value, which :attr:`n_nonfinite` counts.
+    Results are float32 (float64 for float64 input) arrays of the library that the input came from; what leaves the
+    range of float32, as the ``var`` of values near 1e20 does, is infinite there and right in :attr:`state`. A measure
+    that is undefined (a constant or empty sample, too few values) is NaN, and so is every moment of a sample with a NaN
+    or infinite value, which :attr:`n_nonfinite` counts.
 
     Attributes:
         state: float64 ``(10, *shape)``, fields as in :data:`balanced_rep.ops.moments.FIELDS`.
@@ -124,7 +125,12 @@ class RepresentationStats(Measures):
         return self.state.shape[1:]
 
     def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("statistics of one sample, shape (), have no len()")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[RepresentationStats]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: Any) -> RepresentationStats:
         """Statistics of some of the samples; ``index`` as for a tensor of shape :attr:`shape`."""
@@ -132,19 +138,22 @@ class RepresentationStats(Measures):
         return self._map(lambda t, lead, tail: t[(slice(None),) * lead + at + (slice(None),) * tail])
 
     def to(self, device: torch.device | str) -> RepresentationStats:
-        """The same statistics on another device."""
-        return self._map(lambda t, lead, tail: t.to(device))
+        """The same statistics on another device; results are torch tensors where their library has no arrays there."""
+        moved = self._map(lambda t, lead, tail: t.to(device))
+        at_home = {"numpy": "cpu", "cupy": "cuda"}.get(self.library, moved.state.device.type) == moved.state.device.type
+        return moved if at_home else replace(moved, library="torch")
 
     def merge(self, *others: RepresentationStats) -> RepresentationStats:
         """Statistics of the samples continued by others along the reduced axis: exact (float64), in any order to 1e-12.
 
         Args:
-            *others: Statistics of the same shape, correction, threshold and extras.
+            *others: Statistics of the same shape, correction, threshold and extras, on the same device.
 
         Returns:
-            The merged statistics.
+            The merged statistics; their results are arrays of the library of these.
 
         Raises:
+            TypeError: If another is no :class:`RepresentationStats`.
             ValueError: If something differs; says what.
         """
         merged = self
@@ -166,7 +175,7 @@ class RepresentationStats(Measures):
     def _check_compatible(self, other: RepresentationStats) -> None:
         if not isinstance(other, RepresentationStats):
             raise TypeError(f"expected RepresentationStats, got {type(other).__name__}")
-        for name in ("correction", "threshold", "library"):
+        for name in ("correction", "threshold"):
             if (a := getattr(self, name)) != (b := getattr(other, name)):
                 raise ValueError(f"statistics differ in {name}: {a!r} and {b!r}; compute both with the same")
         for name in ("histogram", "energy_log"):
@@ -201,7 +210,7 @@ class RepresentationStats(Measures):
 
     @classmethod
     def from_state_dict(cls, tensors: dict[str, Tensor]) -> RepresentationStats:
-        """Statistics from :meth:`state_dict`.
+        """Statistics from :meth:`state_dict`; their results are torch tensors.
 
         Args:
             tensors: What :meth:`state_dict` gave.
@@ -210,17 +219,28 @@ class RepresentationStats(Measures):
             The statistics.
 
         Raises:
-            ValueError: If a tensor is missing or has the wrong shape.
+            ValueError: If a tensor is missing, or has the wrong dtype or shape.
         """
         if missing := {"state", "settings", "dtype"} - set(tensors):
             raise ValueError(f"not a RepresentationStats state: {sorted(missing)} missing, found {sorted(tensors)}")
-        state = tensors["state"]
-        if state.ndim == 0 or state.shape[0] != len(FIELDS) or state.dtype != torch.float64:
-            raise ValueError(f"state must be float64 ({len(FIELDS)}, ...), got {state.dtype} {tuple(state.shape)}")
+        shape = tuple(tensors["state"].shape[1:])
+        for name, dtype, want in (
+            ("state", torch.float64, (len(FIELDS), *shape)),
+            ("settings", torch.float64, (2,)),
+            ("histogram.table", torch.int64, (3, *shape, N_BINS)),
+            ("histogram.top", torch.int64, shape),
+            ("energy_log", torch.float64, shape),
+        ):
+            t = tensors.get(name)
+            if t is not None and (t.dtype != dtype or tuple(t.shape) != want):
+                raise ValueError(f"{name} must be {dtype} {want}, got {t.dtype} {tuple(t.shape)}")
+        table, top = tensors.get("histogram.table"), tensors.get("histogram.top")
+        if (table is None) != (top is None):
+            raise ValueError(f"histogram.table and histogram.top go together, found {sorted(tensors)}")
+        histogram = None if table is None or top is None else LogHistogram(table, top)
         correction, threshold = tensors["settings"].tolist()
-        table = tensors.get("histogram.table")
-        histogram = None if table is None else LogHistogram(table, tensors["histogram.top"])
-        return cls(state, tensors["dtype"].dtype, correction, threshold, histogram, tensors.get("energy_log"))
+        dtype = tensors["dtype"].dtype
+        return cls(tensors["state"], dtype, correction, threshold, histogram, tensors.get("energy_log"))
 
     def to_dict(self) -> dict[str, Any]:
         """Every one-pass measure by name, see :data:`STATISTICS`, and the counts."""
@@ -235,9 +255,10 @@ def cat(stats: Sequence[RepresentationStats], dim: int = 0) -> RepresentationSta
         dim: Dim of :attr:`RepresentationStats.shape` to append along.
 
     Returns:
-        The joined statistics.
+        The joined statistics; their results are arrays of the library of the first.
 
     Raises:
+        TypeError: If an entry is no :class:`RepresentationStats`.
         ValueError: If the list is empty or something differs.
     """
     if not stats:

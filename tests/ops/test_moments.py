@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,7 +118,15 @@ def test_empty_reductions_are_the_neutral_element(on):
 
 
 def test_one_value(on):
-    assert moments(torch.tensor(-3.0)).tolist() == [1, -3, 0, 0, 0, 3, -3, -3, 0, 0]
+    for dim in (-1, 0, (), None):
+        assert moments(torch.tensor(-3.0), dim).tolist() == [1, -3, 0, 0, 0, 3, -3, -3, 0, 0]
+    with pytest.raises(ValueError, match=r"dim=1 is out of range for shape \(\): dims go from -1 to 0"):
+        moments(torch.tensor(-3.0), 1)
+
+
+def test_dims_may_be_integers_of_numpy(on):
+    x = activations("normal", (3, 4))
+    assert torch.equal(moments(x, np.int64(-2)), moments(x, 0))
 
 
 def test_threshold_is_compared_in_float64(on):
@@ -198,7 +207,6 @@ def test_wrong_input_types(x, message):
     [
         ({"dim": 2}, "dim=2 is out of range for shape"),
         ({"dim": (0, -2)}, "twice"),
-        ({"dim": 0.5}, "dim=0.5"),
         ({"pool": "median"}, "pool must be None, 'max' or 'mean'"),
         ({"pool": "max"}, "no spatial or token dim"),
         ({"pool_dim": 1}, "without pool"),
@@ -209,6 +217,14 @@ def test_wrong_input_types(x, message):
 def test_wrong_dims(kwargs, message):
     with pytest.raises(ValueError, match=message):
         moments(torch.zeros(3, 4), **kwargs)
+
+
+@pytest.mark.parametrize("dim", [0.5, True, "01", {0, 1}, (0, None)], ids=str)
+def test_dims_that_are_no_integers(dim):
+    with pytest.raises(TypeError, match=r"dim must be an int or a sequence of ints, got"):
+        moments(torch.zeros(3, 4), dim=dim)
+    with pytest.raises(TypeError, match=r"pool_dim must be an int or a sequence of ints, got"):
+        moments(torch.zeros(3, 4), pool="max", pool_dim=dim)
 
 
 def test_an_empty_pooled_dim_is_refused():

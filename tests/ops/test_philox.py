@@ -106,5 +106,14 @@ def test_wrong_arguments():
         philox_normal(0, -4, seed=1)
     with pytest.raises(TypeError, match=r"int64 tensor \(b,\), got torch.float32"):
         philox_bits(torch.zeros(2), 4, seed=1)
+    with pytest.raises(ValueError, match=r"item number must be in \[-2\^63, 2\^63\)"):
+        philox_bits(2**63, 4, seed=1)
+    for items, n, seed, message in [
+        ([1, 2], 4, 0, "got list"),
+        (0, 4.0, 0, "n must be an int, got float"),
+        (0, 4, 1.5, "seed must be an int, got float"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            philox_normal(items, n, seed=seed)
     with pytest.raises(TypeError, match="of shape"):
         philox_bits(torch.zeros(2, 2, dtype=torch.int64), 4, seed=1)

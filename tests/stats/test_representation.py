@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -162,6 +163,22 @@ def test_merge_with_nonfinite_parts_equals_one_read():
         torch.testing.assert_close(merged, whole, equal_nan=True)
 
 
+def test_statistics_of_two_libraries_merge_into_the_first():
+    x = activations("normal", (3, 8))
+    s, t = br.representation_stats(x), br.representation_stats(x.numpy())
+    loaded = RepresentationStats.from_state_dict(t.state_dict())
+    for first, second, kind in ((s, t, torch.Tensor), (t, s, np.ndarray), (t, loaded, np.ndarray)):
+        assert isinstance(first.merge(second).std, kind)
+        assert isinstance(br.cat([first, second]).std, kind)
+
+
+def test_statistics_that_leave_the_memory_of_their_library_are_torch_tensors():
+    s = br.representation_stats(np.ones((2, 3)))
+    assert s.to("meta").std.is_meta
+    assert isinstance(s.to("cpu").std, np.ndarray)
+    assert isinstance(dataclasses.replace(s, library="cupy").to("cpu").std, torch.Tensor)
+
+
 def test_merge_and_cat_refuse_what_does_not_fit():
     x = activations("normal", (3, 8))
     s = br.representation_stats(x)
@@ -169,7 +186,6 @@ def test_merge_and_cat_refuse_what_does_not_fit():
         (br.representation_stats(x, correction=1), "differ in correction"),
         (br.representation_stats(x, threshold=0.5), "differ in threshold"),
         (br.representation_stats(x, histogram=True), "only one of the statistics has histogram"),
-        (br.representation_stats(x.numpy()), "differ in library"),
         (s[:2], r"shapes \(3,\) and \(2,\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -199,6 +215,36 @@ def test_indexing_cat_and_state_dict_keep_everything():
     assert repr(s[0]) == "RepresentationStats(shape=(5,), correction=1, torch.float32, cpu, histogram, energy_log)"
     with pytest.raises(ValueError, match="missing"):
         RepresentationStats.from_state_dict({"state": s.state})
+    with pytest.raises(ValueError, match=r"histogram.table and histogram.top go together, found \['dtype'"):
+        RepresentationStats.from_state_dict({k: v for k, v in s.state_dict().items() if k != "histogram.top"})
+    for name, wrong in {
+        "state": s.state.float(),
+        "settings": torch.zeros(3, dtype=torch.float64),
+        "histogram.table": s.histogram.table[..., 1:],
+        "histogram.top": s.histogram.top[:2],
+        "energy_log": s.energy_log.flatten(),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name} must be torch\.\w+ \(.*got {wrong.dtype}"):
+            RepresentationStats.from_state_dict(s.state_dict() | {name: wrong})
+
+
+def test_statistics_are_a_sequence_of_samples():
+    s = br.representation_stats(activations("normal", (3, 8)))
+    assert [one.std for one in s] == list(s.std)
+    for use in (len, list):
+        with pytest.raises(TypeError, match=r"shape \(\), have no len"):
+            use(s[0])
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-90, 1e80, 1e100])
+@pytest.mark.parametrize("constant", [False, True])
+def test_fourth_powers_that_leave_float64_are_nan(scale, constant):
+    x = torch.ones(1, 9, dtype=torch.float64) if constant else activations("normal", (1, 9), torch.float64)
+    for backend in ("cpp", "reference"):
+        with br.backend(backend):
+            s = br.representation_stats(x * scale)
+        fourth = (s.kurtosis, s.l4, s.l4_over_l2, s.participation_ratio, s.inverse_participation_ratio)
+        assert all(value.isnan() for value in fourth)
 
 
 @pytest.mark.parametrize("distribution", ["normal", "relu", "heavy", "large", "tiny", "step", "huge", "subnormal"])
@@ -311,6 +357,7 @@ def test_numpy_memory_is_borrowed():
         (np.zeros(3, dtype=np.longdouble), "numpy dtype"),
         (np.zeros(3, dtype=">f4"), "byte order '>f4'.*astype\\('<f4'\\)"),
         (np.array(["a"]), "numpy dtype"),
+        (np.ma.masked_array([1.0, 2.0], mask=[0, 1]), "masked array.*compressed"),
         ("text", "got str"),
         (None, "got NoneType"),
     ],
