@@ -69,8 +69,8 @@ class Dual(Tensor):
 
         raise UnsupportedError(
             f"br.jvp: {func} met a value with tangents below the level at which they are carried. This happens inside "
-            "scripted code, in torch.tensor(x) and nn.Parameter(x) (which cut the tangent off), and in functions that "
-            "disable __torch_function__. Use eager code, and x itself or x.clone()"
+            "scripted code, in torch.tensor(x) and nn.Parameter(x) (which cut the tangent off), inside torch.func "
+            "transforms, and in functions that disable __torch_function__. Use eager code, and x itself or x.clone()"
         )
 
 

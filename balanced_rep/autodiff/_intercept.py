@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -21,6 +22,7 @@ from balanced_rep.autodiff._session import Session, calling_module, current
 __all__ = ["Interceptor", "intercept"]
 
 _WITHOUT_DUALS = torch._C.DisableTorchFunctionSubclass
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Interceptor(TorchFunctionMode):
@@ -50,6 +52,8 @@ class Interceptor(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return func(*args, **kwargs)
+        if self.session.n_slots > 1 and _is_reverse_mode(func, args, kwargs):
+            _refuse_reverse_mode()
         if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
             _refuse_random(name)
         result = func(*args, **kwargs)
@@ -101,6 +105,13 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
     if name in known.METADATA or (name in known.METADATA_FIELDS and getattr(func, "__name__", "") == "__get__"):
         with _WITHOUT_DUALS():
             return "metadata", func(*args, **kwargs)
+    if peek_interpreter_stack() is not None:
+        raise UnsupportedError(
+            f"br.jvp: {name} met a value with tangents inside torch.func.vmap, grad or jvp{calling_module()}, which "
+            "cannot carry them. Write the inner transform out, or call torch.func.jvp, which nests"
+        )
+    if func is torch.autograd.grad:
+        _refuse_reverse_mode()
     if getattr(func, "__name__", "") in ("__set__", "__delete__"):
         raise UnsupportedError(f"br.jvp: x.{name} = ... on a value with tangents is not supported; make a new tensor")
     out = kwargs.get("out")
@@ -163,6 +174,8 @@ def _opaque(func: Any) -> str | None:
             "is a custom op: torch has no forward-mode rule for those, and would return a zero tangent without an "
             f"error. Register one: br.autodiff.register_rule(torch.ops.{space}...., rule)."
         )
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return "is a higher-order operator, which torch cannot differentiate in forward mode; use plain Python"
     if isinstance(func, torch.ScriptMethod | torch.ScriptFunction):
         return "is scripted code, which tangents cannot follow; use the eager module."
     return None
@@ -212,6 +225,23 @@ def _apply_under_autocast(
     with torch.autocast(device, enabled=False):
         result = entry.fn(*a, **k)
         return pytree.tree_map_only(Dual, cast, result)
+
+
+def _is_reverse_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Taking a gradient, or ``x.requires_grad_()`` and ``x.requires_grad = True`` on an activation."""
+    if func is torch.autograd.grad or func is Tensor.backward:
+        return True
+    if func is not Tensor.requires_grad_ and func != _SET_REQUIRES_GRAD:  # a slot wrapper is made anew each time
+        return False
+    wanted = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    return bool(wanted) and not isinstance(args[0], torch.nn.Parameter)
+
+
+def _refuse_reverse_mode() -> None:
+    raise UnsupportedError(
+        f"br.jvp: reverse mode inside the function{calling_module()}: what torch.autograd.grad gives depends on the "
+        "input, but its tangent would be lost. Use torch.func.jvp of a function that calls torch.func.grad"
+    )
 
 
 def _is_active_dropout(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

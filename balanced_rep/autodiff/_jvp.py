@@ -11,12 +11,13 @@ import torch
 from torch._C._functorch import get_interpreter_stack
 
 from balanced_rep.autodiff import _rules as _rules  # registers the rules
+from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._inputs import Inputs, read_inputs
 from balanced_rep.autodiff._memory import LiveBytes, available_bytes, chunk_that_fits, surely_fits
 from balanced_rep.autodiff._outputs import Collected, split_output
 from balanced_rep.autodiff._reference import jvp_reference
 from balanced_rep.autodiff._run import capture, check_module, run
-from balanced_rep.autodiff._session import Session
+from balanced_rep.autodiff._session import Session, current
 
 __all__ = ["jvp"]
 
@@ -79,6 +80,11 @@ def jvp(
         (torch.Size([3, 3]), True)
     """
     inputs = read_inputs(primals, tangents)
+    if current() is not None:
+        raise UnsupportedError(
+            "br.jvp: called inside a function that br.jvp is differentiating; the tangents of one would be taken for "
+            "those of the other. Use torch.func.jvp, which nests"
+        )
     check_module(f)
     if not (chunk_size in ("auto", None) or (isinstance(chunk_size, int) and chunk_size >= 1)):
         raise ValueError(f"br.jvp: chunk_size={chunk_size!r}; accepted are 'auto', None and integers from 1")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from balanced_rep.autodiff import jvp
+from balanced_rep.autodiff import UnsupportedError, jvp
 
 LARGE = torch.sin(torch.arange(24.0, dtype=torch.float64) ** 1.5).view(3, 4, 2)
 # What moves may be smaller than what does not: more dims, larger dims, or both.
@@ -66,3 +66,52 @@ def test_nothing_of_a_larger_constant_is_left_unwritten(draw: Callable):
     """``out=`` of a view would shrink it and leave the rest of the result as it was found in memory."""
     jv = jvp(lambda x: torch.zeros(50, 3, dtype=x.dtype) - x, draw(3), draw(2, 3), strict=True)[1]
     assert torch.equal(jv, -draw(2, 3)[:, None].expand(2, 50, 3))
+
+
+ONES = torch.ones(2, 3, dtype=torch.float64)
+
+
+def _guided(x: Tensor) -> Tensor:
+    """Classifier guidance as it is usually written: without the refusal, its part would have no tangent."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_(True)
+        return x - torch.autograd.grad(z.pow(3).sum(), z)[0]
+
+
+def _guided_by_attribute(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        z = x.detach()
+        z.requires_grad = True
+        z.pow(3).sum().backward()
+    assert z.grad is not None
+    return x - z.grad
+
+
+TRANSFORMED = {
+    "autograd.grad": _guided,
+    "backward": _guided_by_attribute,
+    "func.grad": torch.func.grad(lambda z: z.pow(3).sum()),
+    "func.grad of a closure": lambda x: torch.func.grad(lambda z: (z.pow(3) * x).sum())(ONES),
+    "func.jvp": lambda x: torch.func.jvp(torch.sin, (x,), (ONES,))[1],
+    "func.jvp of a closure": lambda x: torch.func.jvp(lambda z: z * x, (ONES,), (ONES,))[1],
+    "func.vjp": lambda x: torch.func.vjp(torch.sin, ONES)[1](x)[0],
+    "vmap": lambda x: torch.vmap(lambda row: row * row.sum())(x),
+    "vmap of a batch of batches": lambda x: torch.vmap(lambda row: row * row.sum())(torch.stack([x, x])),
+    "vmap of a closure": lambda x: torch.vmap(lambda w: w * x)(ONES[:, :1]),
+    "br.jvp": lambda x: jvp(torch.sin, x, ONES[None])[1],
+    "br.jvp of a closure": lambda x: jvp(lambda z: z * x, ONES, torch.ones(2, 2, 3, dtype=torch.float64))[1],
+    "cond": lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_inside_a_function_are_refused(name: str, draw: Callable):
+    """Some of them would otherwise give a wrong value, or tangents of zero, without an error."""
+    with pytest.raises((UnsupportedError, TypeError), match=r"br\.jvp: "):
+        jvp(TRANSFORMED[name], draw(2, 3), draw(2, 2, 3))
+
+
+def test_reverse_mode_that_meets_no_activation_is_left_alone(draw: Callable):
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    jvp(lambda x: x * weight.requires_grad_(True), draw(2, 3), draw(1, 2, 3))
+    jvp(lambda x: x.detach().requires_grad_(False) * x, draw(2, 3), draw(1, 2, 3))
