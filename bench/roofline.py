@@ -1,8 +1,8 @@
 """Roofline model of the GPU kernels from bytes and flops counted by the PTX executor: ``python -m bench.roofline``.
 
 No figure here was measured on a GPU: every one is a **model**. A launch of moderate size is run by the executor
-(``tests/gpusim``), which counts floating-point operations, and DRAM bytes through a 40 MB LRU cache. Both are scaled to
-a large input by the number of elements. Then
+(``tests/gpusim``), which counts floating-point operations, and DRAM bytes through a 40 MB LRU cache. Both are scaled up
+to an input and output of a given size. Then
 
     time = max(bytes / (0.85 bandwidth), flops32 / (0.7 peak32) + flops64 / (0.7 peak64)) + 3 us,
 
@@ -15,10 +15,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported; nothing is interpreted here
+
+if TYPE_CHECKING:
+    from tests.gpusim.traffic import Traffic
 
 BANDWIDTH_SHARE, PEAK_SHARE, OVERHEAD_US = 0.85, 0.7, 3.0
 
@@ -46,78 +50,40 @@ DEVICES = (
 )
 
 
-@dataclass(frozen=True)
-class Count:
-    """What the executor counted, per element of the input."""
+def table(counted: Iterable[tuple[str, Traffic]], n_bytes: int) -> str:
+    """Return a Markdown table of the model.
 
-    kernel: str
-    dtype: str
-    itemsize: int
-    bytes_per_element: float
-    flops32_per_element: float
-    flops64_per_element: float
-    sector_ratio: float
+    Args:
+        counted: Name of a launch and its counts.
+        n_bytes: Bytes of inputs and outputs that the counts are scaled to.
 
-
-def count_streaming() -> list[Count]:
-    """Run the streaming calls of every op in the executor and count."""
-    from tests.gpusim.package import OPS, run_cuda, run_triton
-
-    counts = []
-    for op in OPS:
-        for call in op.streaming:
-            x = op.calls[call]()[0]
-            for backend, run in (("cuda", run_cuda), ("triton", run_triton)):
-                if getattr(op, backend) is None:
-                    continue
-                counters = [launch.result.counters for launch in run(op, call)[1]]
-                flops64 = sum(c.flops["f64"] for c in counters)
-                flops32 = sum(sum(c.flops.values()) for c in counters) - flops64
-                sectors = sum(c.sectors for c in counters) / max(1, sum(c.ideal_sectors for c in counters))
-                counts.append(
-                    Count(
-                        f"{op.name} ({backend})",
-                        str(x.dtype).removeprefix("torch."),
-                        x.element_size(),
-                        sum(c.dram_bytes for c in counters) / x.numel(),
-                        flops32 / x.numel(),
-                        flops64 / x.numel(),
-                        sectors,
-                    )
-                )
-    return counts
-
-
-def table(counts: Sequence[Count], n: int) -> str:
-    """Return a Markdown table of the model at ``n`` elements."""
-    heads = ["kernel", "dtype", "bytes / elem", "minimum", "sectors / ideal", "flops / elem (f32 + f64)"]
+    Returns:
+        The table, with the time of the fused minimum behind each time.
+    """
+    heads = ["launch", "flops / byte (f32 + f64)"]
     heads += [f"{device.name}, model us (minimum)" for device in DEVICES]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for count in counts:
-        cells = [
-            count.kernel,
-            count.dtype,
-            f"{count.bytes_per_element:.2f}",
-            f"{count.itemsize}",
-            f"{count.sector_ratio:.2f}",
-            f"{count.flops32_per_element:.0f} + {count.flops64_per_element:.1f}",
-        ]
+    for name, traffic in counted:
+        scale = n_bytes / traffic.minimum_bytes
+        flops = traffic.flops32 * scale, traffic.flops64 * scale
+        cells = [name, f"{flops[0] / n_bytes:.1f} + {flops[1] / n_bytes:.1f}"]
         for device in DEVICES:
-            time = device.microseconds(
-                n * count.bytes_per_element, n * count.flops32_per_element, n * count.flops64_per_element
-            )
-            cells.append(f"{time:.0f} ({device.microseconds(n * count.itemsize):.0f})")
+            time = device.microseconds(traffic.dram_bytes * scale, *flops)
+            cells.append(f"{time:.0f} ({device.microseconds(n_bytes):.0f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     """Count and print the table."""
+    from tests.gpusim.traffic import every_traffic
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--elements", type=int, default=1 << 28, help="elements of the modelled input")
+    parser.add_argument("--bytes", type=int, default=1 << 30, help="bytes of inputs and outputs of the modelled call")
     arguments = parser.parse_args()
-    print(f"Roofline MODEL at {arguments.elements} elements; nothing here was run on a GPU.\n")
-    print(table(count_streaming(), arguments.elements))
+    print(f"Roofline MODEL at {arguments.bytes} bytes of inputs and outputs; nothing here was run on a GPU.\n")
+    counted = ((f"{op.name}, {backend}, {call}", traffic) for op, backend, call, traffic in every_traffic())
+    print(table(counted, arguments.bytes))
     return 0
 
 

@@ -26,6 +26,8 @@ _PARAMETERS = (None, None, None, None, np.dtype(np.float64), LAYOUT)
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _POOLS = {1: "Maximum", 2: "Mean"}
 _MAX_SEGMENTS = 1024  # of a row; longer rows have more tiles in a segment
+_SEGMENT_BYTES = 1024  # of a row that a segment reads, if there are blocks enough
+_MANY_BLOCKS = 256
 
 
 class Geometry(NamedTuple):
@@ -79,10 +81,10 @@ def plan(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Plan:
     inner = min(_power_of_two(reduced[0].size), geometry.tile)
     tiles = math.ceil(reduced[0].size / inner), math.ceil(reduced[1].size / (geometry.tile // inner))
     n_tiles = tiles[0] * tiles[1] * reduced[2].size
-    per_segment = math.ceil(n_tiles / _MAX_SEGMENTS) if geometry.splits else n_tiles
-    n_segments = math.ceil(n_tiles / per_segment)
     tiles_kept0 = math.ceil(kept[0].size / geometry.columns)
     row_tiles = tiles_kept0 * kept[1].size * kept[2].size
+    per_segment = _tiles_per_segment(geometry, dtype.itemsize, n_tiles, row_tiles)
+    n_segments = math.ceil(n_tiles / per_segment)
     values = (
         math.prod(d.size for d in kept), kept[0].size, reduced[0].size, reduced[1].size, pooled[0].size, pooled[1].size,
         *(d.stride for d in (*kept, *reduced, *pooled)),
@@ -90,6 +92,26 @@ def plan(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Plan:
     )  # fmt: skip
     kernel = Kernel("moments.cu", f"balanced_rep::{geometry.expression}", _PARAMETERS)
     return Plan(kernel, np.array([values], LAYOUT)[0], row_tiles * n_segments, n_segments, row_tiles)
+
+
+def _tiles_per_segment(geometry: Geometry, itemsize: int, n_tiles: int, row_tiles: int) -> int:
+    """How many tiles of a row one block walks through.
+
+    Args:
+        geometry: What a block covers.
+        itemsize: Bytes of an element.
+        n_tiles: Tiles of a row.
+        row_tiles: Groups of rows.
+
+    Returns:
+        The fewest that keep the number of segments within its limit; more where the 80 bytes that a segment leaves
+        behind would otherwise be many beside what it reads, if there are still blocks enough to fill a device.
+    """
+    if not geometry.splits:
+        return n_tiles
+    worthwhile = math.ceil(_SEGMENT_BYTES / (geometry.tile * itemsize))
+    affordable = n_tiles * row_tiles // _MANY_BLOCKS
+    return max(math.ceil(n_tiles / _MAX_SEGMENTS), min(worthwhile, affordable, n_tiles), 1)
 
 
 def _geometry(view: Strided, dtype: torch.dtype, address: int, pool: int) -> Geometry:

@@ -47,7 +47,7 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
     out = torch.empty(shape, dtype=torch.float64, device=x.device)
     parts, tickets = out, out  # not looked at by a block that has its rows to itself
     if todo.n_segments > 1:
-        parts = torch.empty((*shape, todo.n_segments), dtype=torch.float64, device=x.device)
+        parts = torch.empty((todo.n_segments, *shape), dtype=torch.float64, device=x.device)
         tickets = zeroed_tickets(todo.row_tiles, x.device)
     limit = np.float64(exact_threshold(threshold, accumulator(x.dtype, pool)))
     launch(todo.kernel, todo.blocks, THREADS, (x, parts, out, tickets, limit, todo.layout), x.device)

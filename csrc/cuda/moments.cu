@@ -41,16 +41,16 @@ __device__ __forceinline__ void merge_segments(const double* parts, double* out,
   const int column = threadIdx.x % G::kBlockColumns;
   const unsigned share = threadIdx.x / G::kBlockColumns, rounds = (at.n_segments + kShares - 1) / kShares;
   const unsigned n = rows.inside(column, at) ? at.n_segments : 0;
-  const double* const row = parts + rows.index(column, at) * at.n_segments;
+  const double* const row = parts + rows.index(column, at);
   const int64 field_stride = at.n_kept * at.n_segments;
-  State state = share < n ? fetch(row + share, field_stride) : empty_state();
+  State state = share < n ? fetch(row + share * at.n_kept, field_stride) : empty_state();
   unsigned half = kShares / 2;
 #pragma unroll 1
   for (unsigned round = 1; round < rounds || half > 0; ++round) {
     State other = empty_state();
     if (round < rounds) {
       const unsigned segment = share + round * kShares;
-      if (segment < n) other = fetch(row + segment, field_stride);
+      if (segment < n) other = fetch(row + segment * at.n_kept, field_stride);
     } else {
       __syncthreads();  // the previous round has read the buffer
       if (share >= half && share < 2 * half) buffer[threadIdx.x - half * G::kBlockColumns] = state;
@@ -118,7 +118,7 @@ __device__ __forceinline__ void moments(const T* __restrict__ x, double* parts, 
   }
   double* const target = at.n_segments == 1 ? out : parts;
   if (mine < G::kBlockColumns && rows.inside(mine, at))
-    store(target + rows.index(mine, at) * at.n_segments + segment, at.n_kept * at.n_segments, running[mine]);
+    store(target + segment * at.n_kept + rows.index(mine, at), at.n_kept * at.n_segments, running[mine]);
   if constexpr (G::kReduceWarps > 1) {
     __shared__ bool is_last;
     if (at.n_segments > 1 && last_to_arrive(tickets + row_tile, at.n_segments, &is_last))
@@ -128,7 +128,7 @@ __device__ __forceinline__ void moments(const T* __restrict__ x, double* parts, 
 
 // Entry points.
 //
-// x: activation, see Layout            parts: (10, n_kept, n_segments), not used if n_segments is 1
+// x: activation, see Layout            parts: (10, n_segments, n_kept), not used if n_segments is 1
 // out: (10, n_kept)                    tickets: one per tile of rows, zero before and after
 // threshold: for float32 sums rounded toward -inf, so that its conversion is exact
 // grid: tiles of rows times segments

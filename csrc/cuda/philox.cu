@@ -74,48 +74,51 @@ __device__ __forceinline__ void cos_sin_turn(unsigned word, float& cosine, float
   sine = quarter & 2 ? -second : second;
 }
 
-// Four neighbours, in two or one 128-bit stores where rows begin at multiples of four.
-template <class T>
-struct __align__(16) Quad {
-  T v[4];
-};
-
-template <class T>
-__device__ __forceinline__ void store(T* row, int64 first, int64 n, const Quad<T>& values) {
-  if (n % 4 == 0) {
-    *reinterpret_cast<Quad<T>*>(row + first) = values;
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (first + j < n) row[first + j] = values.v[j];
-  }
-}
-
-// Of this thread: which item, and which block of four words of it. False beyond the last one.
+// Of this thread: which item, and which block of four words of it.
 struct Place {
   int64 index, item, block;
-  __device__ __forceinline__ bool find(const int64* items, int64 n_items, int64 stride, int64 n) {
+  bool inside;  // false beyond the last item
+  __device__ __forceinline__ Place(const int64* items, int64 n_items, int64 stride, int64 n) {
     const int64 thread = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x, blocks = (n + 3) / 4;
     index = thread / blocks;
     block = thread - index * blocks;
-    if (index >= n_items) return false;
-    item = items[index * stride];
-    return true;
+    inside = index < n_items;
+    item = inside ? items[index * stride] : 0;
   }
 };
 
-// Uniform 32-bit words.
-extern "C" __global__ void __launch_bounds__(256)
-    philox_bits(const int64* items,  // (n_items,), given stride
-                int64* out,          // (n_items, n), contiguous, on a 16-byte boundary
-                int64 n_items, int64 stride, int64 seed, int64 n) {
-  Place at;
-  if (!at.find(items, n_items, stride, n)) return;
-  const Words words = philox(at.block, at.item, seed);
-  Quad<int64> values;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Stores the four words of every lane. The lanes exchange them first, so that neighbouring lanes store neighbouring
+// words: the 32 of a round lie side by side wherever rows begin, but for the ends of rows. All lanes of a warp must
+// come.
+template <class T, class W>
+__device__ __forceinline__ void store_exchanged(T* out, const Place& at, int64 n, const W (&word)[4]) {
+  const int64 first = at.index * n + at.block * 4;
+  const int count = at.inside ? static_cast<int>(min(n - at.block * 4, 4LL)) : 0;
+  const int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) values.v[j] = words.w[j];
-  store(out + at.index * n, at.block * 4, n, values);
+  for (int round = 0; round < 4; ++round) {
+    const int source = 8 * round + lane / 4;
+    const int64 target = __shfl_sync(kAllLanes, first, source) + lane % 4;
+    const bool exists = lane % 4 < __shfl_sync(kAllLanes, count, source);
+    W value = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const W other = __shfl_sync(kAllLanes, word[j], source);
+      if (lane % 4 == j) value = other;
+    }
+    if (exists) out[target] = value;
+  }
+}
+
+// Uniform 32-bit words.
+extern "C" __global__ void __launch_bounds__(256) philox_bits(const int64* items,  // (n_items,), given stride
+                                                              int64* out,          // (n_items, n), contiguous
+                                                              int64 n_items, int64 stride, int64 seed, int64 n) {
+  const Place at(items, n_items, stride, n);
+  const Words words = philox(at.block, at.item, seed);
+  store_exchanged(out, at, n, words.w);
 }
 
 // Standard normal numbers.
@@ -123,19 +126,23 @@ extern "C" __global__ void __launch_bounds__(256)
     philox_normal(const int64* items,  // (n_items,), given stride
                   float* out,          // (n_items, n), contiguous, on a 16-byte boundary
                   int64 n_items, int64 stride, int64 seed, int64 n) {
-  Place at;
-  if (!at.find(items, n_items, stride, n)) return;
+  const Place at(items, n_items, stride, n);
   const Words words = philox(at.block, at.item, seed);
-  Quad<float> values;
+  float value[4];
 #pragma unroll
   for (int j = 0; j < 4; j += 2) {
     const float radius = __fsqrt_rn(__fmul_rn(-2.0f, log_uniform(words.w[j])));
     float cosine, sine;
     cos_sin_turn(words.w[j + 1], cosine, sine);
-    values.v[j] = __fmul_rn(radius, cosine);
-    values.v[j + 1] = __fmul_rn(radius, sine);
+    value[j] = __fmul_rn(radius, cosine);
+    value[j + 1] = __fmul_rn(radius, sine);
   }
-  store(out + at.index * n, at.block * 4, n, values);
+  if (n % 4 == 0) {  // rows begin at multiples of 16 bytes; of a plain store the compiler makes four
+    const int64 first = at.index * n + at.block * 4;
+    if (at.inside) __stcg(reinterpret_cast<float4*>(out + first), make_float4(value[0], value[1], value[2], value[3]));
+  } else {
+    store_exchanged(out, at, n, value);
+  }
 }
 
 }  // namespace balanced_rep

@@ -66,8 +66,9 @@ def _merge(
     m3 = m3_a + m3_b + d^3 n_a q (p - q) + 3 d (p m2_b - q m2_a),
     m4 = m4_a + m4_b + d^4 n_a q (p^2 - p q + q^2) + 6 d^2 (p^2 m2_b + q^2 m2_a) + 4 d (p m3_b - q m3_a).
 
-    Written so that exchanging a and b leaves every bit alone if nothing is fused: a reduction tree computes both in
-    different lanes, and any of them may be the one that stores.
+    Written so that exchanging a and b leaves every bit alone if nothing is fused (p q n for n_a q): a reduction tree
+    computes both in different lanes, and any of them may be the one that stores. Two divisions and no more: each is a
+    call, and what lives across it costs registers.
 
     Returns:
         The ten fields.
@@ -76,16 +77,15 @@ def _merge(
     some = tl.maximum(n, 1.0)
     p, q = n_a / some, n_b / some
     d = tl.where(n_a * n_b > 0, mean_b - mean_a, 0.0)
-    dd, nq = d * d, n_a * n_b / some
+    dd, nq = d * d, p * q * some
     m2 = (m2_a + m2_b) + dd * nq
     m3 = (m3_a + m3_b) + dd * nq * (d * (p - q)) + 3.0 * (d * (p * m2_b - q * m2_a))
     m4 = (m4_a + m4_b) + dd * dd * nq * ((p * p + q * q) - p * q) + 6.0 * (dd * (p * p * m2_b + q * q * m2_a))
     m4 += 4.0 * (d * (p * m3_b - q * m3_a))
-    bad = bad_a + bad_b
-    mean = tl.where(bad > 0, (n_a * mean_a + n_b * mean_b) / some, p * mean_a + q * mean_b)  # inf, NaN as in a sum
+    mean = p * mean_a + q * mean_b  # inf, NaN as in a sum
     low = tl.minimum(low_a, low_b, propagate_nan=tl.PropagateNan.ALL)
     high = tl.maximum(high_a, high_b, propagate_nan=tl.PropagateNan.ALL)
-    return n, mean, m2, m3, m4, l1_a + l1_b, low, high, active_a + active_b, bad
+    return n, mean, m2, m3, m4, l1_a + l1_b, low, high, active_a + active_b, bad_a + bad_b
 
 
 @triton.jit
@@ -121,10 +121,10 @@ def _larger(a, b):
 @triton.jit
 def _tile_kernel(
     x_ptr,  # (kept2, kept1, kept0, red2, red1, red0, pool1, pool0), all strides given
-    out_ptr,  # (_N_RAW, n_kept, n_tiles) float32, or float64 if WIDE; contiguous
+    out_ptr,  # (_N_RAW, n_kept, n_tiles) float32, or float64 if WIDE; strides (field_stride, stride_row, stride_tile)
     threshold_bits,  # a float64, as int64 bits
     n_kept0, n_kept1, n_red0, n_red1, n_pool0, n_pool1,
-    tiles_kept, tiles_red0, tiles_red1, n_tiles, field_stride,
+    tiles_kept, tiles_red0, tiles_red1, n_tiles, field_stride, stride_row, stride_tile,
     stride_kept0, stride_kept1, stride_kept2,
     stride_red0, stride_red1, stride_red2,
     stride_pool0, stride_pool1,
@@ -158,12 +158,18 @@ def _tile_kernel(
     element = tl.arange(0, OUTER * INNER)
     red0, red1 = first0 + element % INNER, first1 + element // INNER
     offset = red0 * stride_red0 + red1 * stride_red1 + (tile // tiles_red0 // tiles_red1) * stride_red2
-    live = (kept0 < n_kept0)[:, None] & ((red0 < n_red0) & (red1 < n_red1))[None, :]
+    live_row = kept0 < n_kept0
+    live = live_row[:, None] & ((red0 < n_red0) & (red1 < n_red1))[None, :]
     n = (tl.minimum(INNER, n_red0 - first0) * tl.minimum(OUTER, n_red1 - first1)).to(ACC)
 
     pointers = x_ptr + row_offset[:, None] + offset[None, :]
     if POOL == 0:
-        v = tl.load(pointers, mask=live, other=0.0).to(ACC)
+        # A mask that changes along memory makes loads narrow, unless the size is known to be a multiple of 16. (The
+        # compiler makes one narrow load of two that differ in the mask alone.)
+        if (first0 + INNER <= n_red0) & (first1 + OUTER <= n_red1):
+            v = tl.load(pointers, mask=live_row[:, None], other=0.0, cache_modifier=".cg").to(ACC)
+        else:
+            v = tl.load(pointers, mask=live, other=0.0).to(ACC)
     else:
         v = _pooled(pointers, live, n_pool0, n_pool1, stride_pool0, stride_pool1, POOL, POOL_BLOCK, WIDE)
         v = tl.where(live, v, 0.0)
@@ -185,8 +191,7 @@ def _tile_kernel(
     bad, lost = n_nonfinite > 0, l1 != l1
     e = tl.where(bad, 0.0, d1 / n)
     ne2 = n * e * e
-    out_ptr += (kept * n_kept0 + kept0) * n_tiles + tile
-    live_row = kept0 < n_kept0
+    out_ptr += (kept * n_kept0 + kept0) * stride_row + tile * stride_tile
     tl.store(out_ptr, tl.zeros_like(low) + n, mask=live_row)
     tl.store(out_ptr + field_stride, tl.where(bad, total / n, pivot), mask=live_row)  # inf, NaN as a plain sum has them
     tl.store(out_ptr + 2 * field_stride, e, mask=live_row)
@@ -208,9 +213,9 @@ def _field(parts_ptr, field_stride, live, other):
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr,  # (_N_RAW, n_rows, n_parts) from _tile_kernel if RAW, else (N_FIELDS, n_rows, n_parts); contiguous
+    parts_ptr,  # (_N_RAW if RAW else N_FIELDS, n_rows, n_parts), strides (n_rows * n_parts, stride_row, stride_part)
     out_ptr,  # (N_FIELDS, n_rows, n_groups) float64, contiguous
-    n_rows, n_parts, n_groups,
+    n_rows, n_parts, n_groups, stride_row, stride_part,
     RAW: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Merges PARTS neighbouring parts of a row into one, in float64, in the fixed order of the reduction tree."""
@@ -219,7 +224,7 @@ def _merge_kernel(
     row = program // n_groups * ROWS + tl.arange(0, ROWS)
     part = group * PARTS + tl.arange(0, PARTS)
     live = (row < n_rows)[:, None] & (part < n_parts)[None, :]
-    parts_ptr += row[:, None] * n_parts + part[None, :]
+    parts_ptr += row[:, None] * stride_row + part[None, :] * stride_part
     stride = tl.cast(n_rows, tl.int64) * n_parts
     inf = float("inf")
     n = _field(parts_ptr, 0, live, 0.0)
@@ -282,7 +287,10 @@ class Tile(NamedTuple):
 
 
 def choose_tile(view: Strided, itemsize: int, pool: int) -> Tile:
-    """A tile of up to 4096 elements that lies along memory; smaller ones where the whole input would give few programs.
+    """A tile of some thousand elements that lies along memory; smaller ones where the input would give few programs.
+
+    Along the kept dims it has 64 bytes or more, so that rows that begin anywhere cost few sectors, and 256 reduced
+    indices (512 of two bytes), so that the twelve numbers it leaves behind are few beside what it has read.
 
     It depends on sizes and strides alone, so that the same call always sums in the same order.
 
@@ -296,7 +304,8 @@ def choose_tile(view: Strided, itemsize: int, pool: int) -> Tile:
     """
     kept, reduced, pooled = (tuple(triton.next_power_of_2(d.size) for d in dims) for dims in view)
     numel = math.prod(d.size for dims in view for d in dims)
-    budget = 4096 if numel >= 2**20 else 1024
+    large = numel >= 2**20
+    budget = 4096 if large else 1024
     outer_size = reduced[1] if len(reduced) > 1 else 1
     if pool:
         along = pooled[0] >= 8 and view.pooled[0].stride < view.reduced[0].stride
@@ -304,9 +313,10 @@ def choose_tile(view: Strided, itemsize: int, pool: int) -> Tile:
         inner = min(reduced[0], budget // window)
         return Tile(1, inner, min(outer_size, budget // window // inner), window, False)
     if view.kept[0].stride < view.reduced[0].stride and kept[0] >= 8:
-        rows = min(kept[0], 128 // itemsize, 64)
-        inner = min(reduced[0], budget // rows)
-        return Tile(rows, inner, min(outer_size, budget // rows // inner), 1, True)
+        rows = min(kept[0], 32)
+        length = (512 if itemsize == 2 else 256) if large else budget // rows
+        inner = min(reduced[0], length)
+        return Tile(rows, inner, min(outer_size, length // inner), 1, True)
     inner = min(reduced[0], budget)
     outer = min(outer_size, budget // inner)
     return Tile(min(kept[0], budget // (inner * outer)), inner, outer, 1, False)
@@ -336,17 +346,20 @@ def moments(x: Tensor, n_kept: int, n_pooled: int, pool: int, threshold: float) 
     tiles_kept = triton.cdiv(kept[0].size, tile.rows)
     tiles_red = triton.cdiv(reduced[0].size, tile.inner), triton.cdiv(reduced[1].size, tile.outer)
     n_rows, n_tiles = math.prod(x.shape[:n_kept]), tiles_red[0] * tiles_red[1] * reduced[2].size
-    parts = torch.empty((_N_RAW, n_rows, n_tiles), dtype=accumulate, device=x.device)
+    # neighbouring programs, or lanes, write neighbouring parts
+    shape_parts = (_N_RAW, n_tiles, n_rows) if tile.kept_first else (_N_RAW, n_rows, n_tiles)
+    parts = torch.empty(shape_parts, dtype=accumulate, device=x.device)
+    parts = parts.transpose(1, 2) if tile.kept_first else parts
     with torch.cuda.device_of(x):
         _tile_kernel[(tiles_kept * kept[1].size * kept[2].size * n_tiles,)](
             x, parts, int(np.float64(exact_threshold(threshold, accumulate)).view(np.int64)),
             kept[0].size, kept[1].size, reduced[0].size, reduced[1].size, pooled[0].size, pooled[1].size,
-            tiles_kept, *tiles_red, n_tiles, n_rows * n_tiles,
+            tiles_kept, *tiles_red, n_tiles, *parts.stride(),
             *(d.stride for d in (*kept, *reduced, *pooled)),
             POOL=pool, KEPT_FIRST=tile.kept_first,
             ROWS=tile.rows, INNER=tile.inner, OUTER=tile.outer, POOL_BLOCK=tile.window,
             WIDE=accumulate == torch.float64,
-            num_warps=min(8, max(1, tile.rows * tile.inner * tile.outer * tile.window // 512)),
+            num_warps=min(16, max(1, tile.rows * tile.inner * tile.outer * tile.window // 512)),
             enable_fp_fusion=True,
         )  # fmt: skip
         parts = _merged(parts, raw=True)
@@ -363,6 +376,7 @@ def _merged(parts: Tensor, *, raw: bool) -> Tensor:
     n_groups = triton.cdiv(n_parts, block)
     out = torch.empty((N_FIELDS, n_rows, n_groups), dtype=torch.float64, device=parts.device)
     _merge_kernel[(triton.cdiv(n_rows, rows) * n_groups,)](
-        parts, out, n_rows, n_parts, n_groups, RAW=raw, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=False
-    )
+        parts, out, n_rows, n_parts, n_groups, *parts.stride()[1:],
+        RAW=raw, ROWS=rows, PARTS=block, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
+from .simt import host_missing
 from .triton_interpreter import honest_interpreter, require_interpreter
 
 
@@ -19,3 +20,17 @@ def triton_interpreter():
     require_interpreter()
     with honest_interpreter():
         yield
+
+
+@pytest.fixture(scope="session")
+def host_sanitizers():
+    """Skips where g++ has no AddressSanitizer that runs here."""
+    if reason := host_missing("sanitize"):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def host_threads():
+    """Skips where g++ has no ThreadSanitizer that runs here."""
+    if reason := host_missing("threads"):
+        pytest.skip(reason)

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_rep.ops._registry import REGISTRY
+from balanced_rep.testing import assert_moments_close
+
 from .cases import CudaKernel, TritonKernel
 from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
 from .toolchain import triton_missing
 
-__all__ = ["OPS", "PackageOp", "recorded_cuda", "recorded_triton", "run_cuda", "run_triton"]
+__all__ = ["OPS", "PackageOp", "check", "recorded_cuda", "recorded_triton", "run_cuda", "run_triton"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class PackageOp:
     Attributes:
         name: Its name in the registry.
         calls: Call name to a builder of the op's arguments, on the CPU.
+        large: More calls, run once in the executor for what they tell about memory traffic.
         cuda: ``"module:function"`` of the CUDA launcher, or None.
         cuda_outputs: Positions of kernel arguments that the kernel must write before it reads them.
+        cuda_zeroed: Positions of those that are zero before a launch and must be zero after it: tickets.
         triton: ``"module:function"`` of the Triton launcher, or None.
         triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
         gated: Calls whose Triton kernels go through the compile gate: each compiles 14 times, a second or two each.
@@ -41,14 +46,19 @@ class PackageOp:
 
     name: str
     calls: Mapping[str, Callable[[], tuple[Any, ...]]]
+    large: Mapping[str, Callable[[], tuple[Any, ...]]] = field(default_factory=dict)
     cuda: str | None = None
     cuda_outputs: frozenset[int] = frozenset()
+    cuda_zeroed: frozenset[int] = frozenset()
     triton: str | None = None
     triton_outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     gated: tuple[str, ...] = ()
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
+
+    def arguments(self, call: str) -> tuple[Any, ...]:
+        return (self.calls.get(call) or self.large[call])()
 
 
 def _normal(dtype: torch.dtype, *shape: int, skip: int = 0) -> Tensor:
@@ -77,6 +87,12 @@ def _moments_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
         "mean pool, bf16": lambda: (_normal(bf16, 2, 5, 4, 4), 1, 2, 2, 0.1),
         "kept last, bf16": lambda: (_normal(bf16, 60, 300).T, 1, 0, 0, 0.1),
         "columns, f64": lambda: (_normal(f64, 40, 100).T, 1, 0, 0, 0.1),
+        "columns in segments, f32": lambda: (_normal(f32, 300, 70).T, 1, 0, 0, 0.1),
+        "two tiles of a warp, f32": lambda: (_normal(f32, 3, 520), 1, 0, 0, 0.1),
+        "one row, odd end, f32": lambda: (_normal(f32, 1, 4098), 1, 0, 0, 0.1),
+        "a tile less one, f32": lambda: (_normal(f32, 3, 1023), 1, 0, 0, 0.1),
+        "small windows, f32": lambda: (_normal(f32, 2, 40, 2, 2), 1, 2, 1, 0.1),
+        "mean of small windows, bf16": lambda: (_normal(bf16, 2, 40, 2, 2), 1, 2, 2, 0.1),
     }
     for dtype in (f32, f16, bf16, f64):
         name = str(dtype).removeprefix("torch.")
@@ -85,11 +101,30 @@ def _moments_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     return calls
 
 
+def _large_moments() -> dict[str, Callable[[], tuple[Any, ...]]]:
+    """Calls that are bound by memory in layouts other than rows: a few million elements."""
+
+    def columns(dtype: torch.dtype, n_kept: int, n_reduced: int) -> tuple[Any, ...]:
+        return _normal(dtype, n_reduced, n_kept).T, 1, 0, 0, 0.1
+
+    return {
+        "2048 x 1024 columns, float32": lambda: columns(torch.float32, 2048, 1024),
+        "3072 x 2048 columns, bfloat16": lambda: columns(torch.bfloat16, 3072, 2048),
+        "1024 x 1024 columns, float64": lambda: columns(torch.float64, 1024, 1024),
+        "2055 x 1024 odd columns, float32": lambda: columns(torch.float32, 2055, 1024),
+        "2055 x 2048 odd columns, bfloat16": lambda: columns(torch.bfloat16, 2055, 2048),
+        "1024 windows of 32 x 32, bfloat16": lambda: (_normal(torch.bfloat16, 2, 512, 32, 32), 1, 2, 1, 0.1),
+        "pitched odd rows, float32": lambda: (_normal(torch.float32, 64, 16400)[:, :16390], 1, 0, 0, 0.1),
+    }
+
+
 def _philox_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     items = torch.tensor([0, -1, 2**40 + 3, 7])
     return {
         "one item": lambda: (items[2:3], -5, 1),
         "odd length": lambda: (items, 1234, 1003),
+        "three items": lambda: (items[:3].clone(), 9, 8),
+        "aligned rows": lambda: (items, 3, 1024),
         "strided items": lambda: (items[::2], 2**62, 256),
     }
 
@@ -98,8 +133,10 @@ OPS = [
     PackageOp(
         name="moments",
         calls=_moments_calls(),
+        large=_large_moments(),
         cuda="balanced_rep.kernels.cuda:moments",
         cuda_outputs=frozenset({1, 2}),
+        cuda_zeroed=frozenset({3}),
         triton="balanced_rep.kernels.triton.moments:moments",
         triton_outputs={"_tile_kernel": frozenset({"out_ptr"}), "_merge_kernel": frozenset({"out_ptr"})},
         gated=(
@@ -111,8 +148,11 @@ OPS = [
             "mean pool, bf16",
         ),
         racecheck=("short rows, float32", "one element"),
-        streaming=("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
-        unaligned=("unaligned, f32", "unaligned, bf16"),
+        streaming=(
+            *("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),
+            *(call for call in _large_moments() if "odd" not in call),
+        ),
+        unaligned=("unaligned, f32", "unaligned, bf16", *(call for call in _large_moments() if "odd" in call)),
     ),
     *(
         PackageOp(
@@ -124,6 +164,8 @@ OPS = [
             triton_outputs={"_bits_kernel": frozenset({"out_ptr"}), "_normal_kernel": frozenset({"out_ptr"})},
             gated=("odd length",),
             racecheck=("one item",),
+            streaming=("aligned rows",),
+            unaligned=("odd length",),
         )
         for name in ("philox_bits", "philox_normal")
     ),
@@ -142,21 +184,36 @@ def run_cuda(op: PackageOp, call: str, **options: Any) -> tuple[Any, list[CudaLa
 
     assert op.cuda is not None
     module, function = _resolve(op.cuda)
-    driver = SimulatedCuda(outputs=op.cuda_outputs, **options)
+    driver = SimulatedCuda(outputs=op.cuda_outputs, zeroed=op.cuda_zeroed, **options)
     before = module.launch
     module.launch = Launcher(driver)
     try:
-        return function(*op.calls[call]()), driver.launches
+        return function(*op.arguments(call)), driver.launches
     finally:
         module.launch = before
 
 
-def run_triton(op: PackageOp, call: str, *, run: bool = True) -> tuple[Any, list[TritonLaunch]]:
-    """Run the Triton launcher of an op with its kernels in the executor."""
+def run_triton(op: PackageOp, call: str, **options: Any) -> tuple[Any, list[TritonLaunch]]:
+    """Run the Triton launcher of an op with its kernels in the executor; options are those of `simulated_triton`."""
     assert op.triton is not None
     module, function = _resolve(op.triton)
-    with simulated_triton(module, dict(op.triton_outputs), run=run) as launches:
-        return function(*op.calls[call]()), launches
+    with simulated_triton(module, dict(op.triton_outputs), **options) as launches:
+        return function(*op.arguments(call)), launches
+
+
+def check(op: PackageOp, got: Tensor, args: tuple[Any, ...]) -> None:
+    """Compare a result with the float64 reference by the rules of the op.
+
+    Raises:
+        AssertionError: If it is not within them.
+    """
+    x, *rest = args
+    reference = REGISTRY[op.name].reference
+    if op.name.startswith("philox"):  # all backends give the same bits
+        assert torch.equal(got, reference(*args)), f"{op.name}: other bits than the reference"
+        return
+    averaged = rest[2] == 2  # the values themselves are then rounded
+    assert_moments_close(got, reference(x.double(), *rest), value_rel=1e-6 if averaged else 0.0)
 
 
 def _short(expression: str) -> str:

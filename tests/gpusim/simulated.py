@@ -77,6 +77,8 @@ class SimulatedCuda:
     Attributes:
         run: ``"ptx"`` for the executor, ``"host"`` for host C++ with sanitizers, ``"record"`` to run nothing.
         outputs: Positions of arguments that the kernel must write before it reads them.
+        zeroed: Positions of arguments that are zero before a launch and must be zero after it: tickets.
+        sources: Folder of the ``.cu`` files; the mutation tests put a changed copy here.
         seed: Schedule of host runs.
         mode: Of host runs, ``"sanitize"`` or ``"threads"``.
         options: Of executor runs.
@@ -85,6 +87,8 @@ class SimulatedCuda:
 
     run: str = "ptx"
     outputs: frozenset[int] = frozenset()
+    zeroed: frozenset[int] = frozenset()
+    sources: Path = CSRC
     seed: int = 0
     mode: str = "sanitize"
     options: ptx.Options = field(default_factory=ptx.Options)
@@ -93,11 +97,11 @@ class SimulatedCuda:
 
     def load(self, kernel: Any, device: torch.device) -> Any:
         if self.run == "ptx":
-            module = compile_cuda(CSRC / kernel.file, [kernel.expression], "compute_80")
+            module = compile_cuda(self.sources / kernel.file, [kernel.expression], "compute_80")
             return parsed(module.ptx)[module.names[kernel.expression]]
         if self.run == "host":
             expressions = sorted(self.siblings.get(kernel.file, set()) | {kernel.expression})
-            return compile_program(CSRC / kernel.file, expressions, mode=self.mode)
+            return compile_program(self.sources / kernel.file, expressions, mode=self.mode)
         return None
 
     def launch(self, function: Any, kernel: Any, blocks: int, threads: int, args: tuple, device: torch.device) -> None:
@@ -118,6 +122,11 @@ class SimulatedCuda:
             _write_back(record.launch, record.result.buffers)
         elif self.run == "host":
             _write_back(record.launch, function.run(kernel.expression, record.launch, seed=self.seed))
+        outputs = [id(arguments[position].array) for position in self.outputs]
+        for position in self.zeroed:
+            array = arguments[position].array
+            if id(array) not in outputs and array.any():  # a launch without tickets passes its output in their place
+                raise AssertionError(f"{kernel.expression}: argument {position} must be zero after the launch")
 
     def stream_key(self, device: torch.device) -> Hashable | None:
         return None  # as while a graph is captured: fresh tickets per launch
@@ -136,9 +145,11 @@ class TritonLaunch:
 class _SimulatedJit:
     """Stands in a module for a ``@triton.jit`` function; ``kernel[grid](...)`` runs its PTX."""
 
-    def __init__(self, function: Any, outputs: frozenset[str], launches: list[TritonLaunch], run: bool) -> None:
+    def __init__(
+        self, function: Any, outputs: frozenset[str], launches: list[TritonLaunch], options: ptx.Options | None
+    ) -> None:
         self.python = getattr(function, "fn", function)
-        self.outputs, self.launches, self.run = outputs, launches, run
+        self.outputs, self.launches, self.options = outputs, launches, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(
@@ -187,18 +198,22 @@ class _SimulatedJit:
         )
         record = TritonLaunch(request, Launch(grid, (1,), values), tuple(sizes))
         self.launches.append(record)
-        if self.run:
+        if self.options is not None:
             module = compile_triton([request])[0]
             record.launch = Launch(grid, (32 * module.num_warps,), values, module.shared_bytes)
             kernel = parsed(module.ptx)[module.symbol]
-            result = ptx.run(kernel, record.launch, extra_pointers=SCRATCH_POINTERS)
+            result = ptx.run(kernel, record.launch, options=self.options, extra_pointers=SCRATCH_POINTERS)
             record.result = result.check()
             _write_back(record.launch, record.result.buffers)
 
 
 @contextlib.contextmanager
 def simulated_triton(
-    module: Any, functions: dict[str, frozenset[str]], *, run: bool = True
+    module: Any,
+    functions: dict[str, frozenset[str]],
+    *,
+    run: bool = True,
+    options: ptx.Options = ptx.Options(),  # noqa: B008
 ) -> Iterator[list[TritonLaunch]]:
     """Replace kernels of a module by ones that run in the executor.
 
@@ -206,6 +221,7 @@ def simulated_triton(
         module: The module that launches them.
         functions: Kernel name to the pointers that it must write before it reads them.
         run: False to record the launches only.
+        options: Of the runs.
 
     Yields:
         The launches, as they come.
@@ -213,7 +229,7 @@ def simulated_triton(
     launches: list[TritonLaunch] = []
     originals = {name: getattr(module, name) for name in functions}
     for name, outputs in functions.items():
-        setattr(module, name, _SimulatedJit(originals[name], outputs, launches, run))
+        setattr(module, name, _SimulatedJit(originals[name], outputs, launches, options if run else None))
     try:
         yield launches
     finally:

@@ -7,9 +7,10 @@ import subprocess
 import pytest
 
 from .cases import ARCHITECTURES
+from .static.measure import _static_shared
 from .static.occupancy import LIMITS, occupancy
 from .static.report import compare, current, read_baseline
-from .toolchain import cuda_include_dirs, nvrtc_missing, triton_missing
+from .toolchain import cuda_include_dirs, nvrtc_missing, triton_missing, versions
 
 needs_both = pytest.mark.skipif(
     (nvrtc_missing() or triton_missing()) is not None, reason=str(nvrtc_missing() or triton_missing())
@@ -21,25 +22,23 @@ def measured():
     return current()
 
 
-# Reviewed allowances: kernel, target, instructions on local memory. The merge keeps one register across the call of the
-# float64 division there; it runs once per row.
-ALLOWED_SPILLS = {("moments._merge_kernel", "sm_86"): 2}
-
-
 @needs_both
 def test_nothing_spills(measured):
     spilling = [
         f"{name} {target}: {facts['spills']} spills, stack {facts['stack']}"
         for name, targets in measured.items()
         for target, facts in targets.items()
-        if facts["spills"] > ALLOWED_SPILLS.get((name.split("[")[0], target), 0)
+        if facts["spills"]
     ]
     assert not spilling, "\n".join(spilling)
 
 
 @needs_both
 def test_baseline(measured):
-    differences = compare(read_baseline(), measured)
+    made_with, before = read_baseline()
+    if made_with != versions():  # as where a build of torch for CUDA brings its own Triton
+        pytest.skip(f"the baseline is of {made_with}, installed are {versions()}")
+    differences = compare(before, measured)
     assert not differences, "run `make kernel-report` if this is meant:\n" + "\n".join(differences)
 
 
@@ -83,6 +82,28 @@ extern "C" int blocks(int arch, int registers, int shared, int threads, int warp
   return result.activeBlocksPerMultiprocessor;
 }
 """
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "threads", "message"),
+    [
+        (70, 32, 0, 128, "sm_70 is not one of sm_75"),
+        (90, 32, -1024, 128, "-1024 bytes of shared memory"),
+        (80, 32, 0, 0, "0 threads"),
+        (80, 32, 0, 1025, "1025 threads"),
+    ],
+)
+def test_occupancy_of_what_cannot_be_is_an_error(arch, registers, shared, threads, message):
+    with pytest.raises(ValueError, match=message):
+        occupancy(arch, registers, shared, threads)
+
+
+def test_what_the_system_reserves_is_not_the_kernels():
+    """A kernel without shared memory reserves nothing: its share is 0, not minus 1024."""
+    assert [_static_shared(90, counted) for counted in (0, 1024, 1064)] == [0, 0, 40]
+    assert [_static_shared(80, counted) for counted in (0, 40)] == [0, 40]
+    with pytest.raises(RuntimeError, match="sm_90: 40 bytes of shared memory counted, of which 1024 are reserved"):
+        _static_shared(90, 40)
 
 
 @needs_both

@@ -7,10 +7,9 @@ from . import ptx
 from .kernels import CUDA_KERNELS, TRITON_KERNELS
 from .runners import compile_all_triton, run_cuda_ptx, run_host, run_interpreter, run_triton_ptx
 from .toolchain import nvrtc_missing, triton_missing
+from .traffic import ALIGNED_LIMIT, DRAM_LIMIT, UNALIGNED_LIMITS
 
 SEEDS = range(5)
-DRAM_LIMIT = 1.15
-ALIGNED_LIMIT, UNALIGNED_LIMITS = 1.1, {2: 1.6, 4: 1.35, 8: 1.2}
 
 needs_nvrtc = pytest.mark.skipif(nvrtc_missing() is not None, reason=str(nvrtc_missing()))
 needs_triton = pytest.mark.skipif(triton_missing() is not None, reason=str(triton_missing()))
@@ -61,6 +60,7 @@ def test_triton_in_the_interpreter(triton_interpreter, kernel, case_name):
     case.check(run_interpreter(kernel, case))
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 @pytest.mark.parametrize(("kernel", "case_name"), every_case([kernel for kernel in CUDA_KERNELS if kernel.host]))
 def test_cuda_on_the_host(kernel, case_name):
     """The same bits whatever the order of blocks, warps and threads, and nothing for the sanitizers."""
@@ -72,6 +72,7 @@ def test_cuda_on_the_host(kernel, case_name):
             np.testing.assert_array_equal(run[position], runs[0][position], err_msg=f"seed {seed}")
 
 
+@pytest.mark.usefixtures("host_threads")
 @pytest.mark.parametrize(
     ("kernel", "case_name"),
     [

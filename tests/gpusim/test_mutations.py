@@ -93,6 +93,7 @@ def host_mutant(switches: tuple[str, ...], mode: str = "sanitize") -> Program:
     )
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 @pytest.mark.parametrize(("expression", "case_name", "switches", "text"), ON_THE_HOST)
 def test_sanitizers_catch(expression, case_name, switches, text):
     _, case = mutant(expression, case_name)
@@ -100,6 +101,7 @@ def test_sanitizers_catch(expression, case_name, switches, text):
         host_mutant(switches).run(expression, case.launch, seed=1)
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 @pytest.mark.parametrize(
     ("expression", "case_name"), [("row_norm", "8x777 pitch 800"), ("histogram", "2000 in 50 bins")]
 )
@@ -114,6 +116,7 @@ def test_schedules_show_a_missing_barrier_in_the_numbers(expression, case_name):
     assert wrong >= 3, f"{wrong} of 5 schedules gave wrong numbers"
 
 
+@pytest.mark.usefixtures("host_threads")
 @pytest.mark.parametrize(
     ("expression", "case_name"), [("row_norm", "2x130 two warps"), ("histogram", "2000 in 50 bins")]
 )
@@ -129,6 +132,7 @@ def test_thread_sanitizer_catches_a_missing_barrier(expression, case_name):
     assert any("data race" in report for report in reports)
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 def test_host_run_reports_a_barrier_that_some_threads_skip(tmp_path):
     source = tmp_path / "early.cu"
     source.write_text(
@@ -144,6 +148,7 @@ def test_host_run_reports_a_barrier_that_some_threads_skip(tmp_path):
         program.run("early", Launch((1,), (64,), [empty(64, np.int32), np.int32(20)]))
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 def test_host_run_checks_the_call():
     case = CUDA["silu"].cases["1"]()
     x, y, n = case.launch.args

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from balanced_rep.ops._registry import REGISTRY
-from balanced_rep.testing import assert_moments_close
-
-from .package import OPS, run_cuda, run_triton
-from .test_kernels import ALIGNED_LIMIT, DRAM_LIMIT, SEEDS, UNALIGNED_LIMITS, needs_nvrtc, needs_triton
+from . import ptx
+from .package import OPS, check, run_cuda, run_triton
+from .test_kernels import SEEDS, needs_nvrtc, needs_triton
+from .traffic import traffic
 from .triton_aot import compile_triton
 
 
@@ -17,34 +16,18 @@ def every_call(backend, only=lambda op: op.calls):
     return [pytest.param(op, call, id=f"{op.name}-{call}") for op in ops for call in only(op)]
 
 
-def check(op, got, args):
-    """Compare with the float64 reference by the rules of the op."""
-    x, *rest = args
-    if op.name.startswith("philox"):  # all backends give the same bits
-        assert torch.equal(got, REGISTRY[op.name].reference(*args))
-        return
-    averaged = rest[2] == 2  # the values themselves are then rounded
-    assert_moments_close(got, REGISTRY[op.name].reference(x.double(), *rest), value_rel=1e-6 if averaged else 0.0)
-
-
-def check_traffic(op, call, args, launches):
-    if call not in op.streaming + op.unaligned:
-        return
-    counters = [launch.result.counters for launch in launches]
-    ratio = sum(c.sectors for c in counters) / sum(c.ideal_sectors for c in counters)
-    x = args[0]
-    assert ratio <= (ALIGNED_LIMIT if call in op.streaming else UNALIGNED_LIMITS[x.element_size()])
-    minimum = x.numel() * x.element_size() + 10 * 8 * x.shape[0]
-    assert sum(c.dram_bytes for c in counters) <= DRAM_LIMIT * minimum, "DRAM bytes in the LRU model"
+def check_traffic(op, call, got, launches):
+    if call in op.streaming + op.unaligned:
+        counters = [launch.result.counters for launch in launches]
+        traffic(op.arguments(call), [got], counters, aligned=call in op.streaming).check()
 
 
 @needs_nvrtc
 @pytest.mark.parametrize(("op", "call"), every_call("cuda"))
 def test_cuda_in_the_executor(op, call):
     got, launches = run_cuda(op, call)
-    args = op.calls[call]()
-    check(op, got, args)
-    check_traffic(op, call, args, launches)
+    check(op, got, op.arguments(call))
+    check_traffic(op, call, got, launches)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +42,52 @@ def compiled_triton():
 @pytest.mark.parametrize(("op", "call"), every_call("triton"))
 def test_triton_in_the_executor(compiled_triton, op, call):
     got, launches = run_triton(op, call)
-    args = op.calls[call]()
-    check(op, got, args)
-    check_traffic(op, call, args, launches)
+    check(op, got, op.arguments(call))
+    check_traffic(op, call, got, launches)
+
+
+LARGE = {"pitched odd rows, float32", "1024 windows of 32 x 32, bfloat16"}  # seconds; the others take longer
+
+
+def every_large_call(backend):
+    return [
+        pytest.param(*param.values, id=param.id, marks=() if param.values[1] in LARGE else pytest.mark.slow)
+        for param in every_call(backend, lambda op: op.large)
+    ]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("op", "call"), every_large_call("cuda"))
+def test_cuda_traffic_of_large_calls(op, call):
+    got, launches = run_cuda(op, call, options=ptx.Options(check=False))
+    check(op, got, op.arguments(call))
+    check_traffic(op, call, got, launches)
+
+
+@needs_triton
+@pytest.mark.parametrize(("op", "call"), every_large_call("triton"))
+def test_triton_traffic_of_large_calls(op, call):
+    got, launches = run_triton(op, call, options=ptx.Options(check=False))
+    check(op, got, op.arguments(call))
+    check_traffic(op, call, got, launches)
+
+
+# Every approximate instruction errs by up to 2 ulp, and atomics run in any order: the tolerance must cover that.
+FUZZ = ptx.Options(fuzz_ulp=2.0, check=False, count=False)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("op", "call"), every_call("cuda"))
+def test_cuda_tolerance_covers_approximate_instructions(op, call):
+    got, _ = run_cuda(op, call, options=FUZZ)
+    check(op, got, op.arguments(call))
+
+
+@needs_triton
+@pytest.mark.parametrize(("op", "call"), every_call("triton"))
+def test_triton_tolerance_covers_approximate_instructions(compiled_triton, op, call):
+    got, _ = run_triton(op, call, options=FUZZ)
+    check(op, got, op.arguments(call))
 
 
 def siblings(only=lambda op: op.calls):
@@ -74,20 +100,22 @@ def siblings(only=lambda op: op.calls):
     return found
 
 
+@pytest.mark.usefixtures("host_sanitizers")
 @pytest.mark.parametrize(("op", "call"), every_call("cuda"))
 def test_cuda_on_the_host(op, call):
     """The same bits whatever the order of blocks, warps and threads, and nothing for the sanitizers."""
     runs = [run_cuda(op, call, run="host", seed=seed, siblings=siblings())[0] for seed in SEEDS]
-    check(op, runs[0], op.calls[call]())
+    check(op, runs[0], op.arguments(call))
     for run in runs[1:]:
         np.testing.assert_array_equal(run.numpy(), runs[0].numpy())
 
 
+@pytest.mark.usefixtures("host_threads")
 @pytest.mark.parametrize(("op", "call"), every_call("cuda", lambda op: op.racecheck))
 def test_cuda_under_thread_sanitizer(op, call):
     together = siblings(lambda op: op.racecheck)
     got, _ = run_cuda(op, call, run="host", mode="threads", seed=1, siblings=together)
-    check(op, got, op.calls[call]())
+    check(op, got, op.arguments(call))
 
 
 @needs_nvrtc

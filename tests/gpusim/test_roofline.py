@@ -2,7 +2,9 @@
 
 import pytest
 
-from bench.roofline import DEVICES, Count, table
+from bench.roofline import DEVICES, table
+
+from .traffic import Traffic
 
 
 def test_memory_bound_time_is_bytes_over_bandwidth():
@@ -13,6 +15,15 @@ def test_memory_bound_time_is_bytes_over_bandwidth():
 
 
 def test_table_prints_the_minimum_beside_the_model():
-    text = table([Count("k", "float32", 4, 8.0, 10.0, 0.0, 1.0)], 1 << 30)
+    twice = Traffic(10, 10, 1.1, dram_bytes=8192, minimum_bytes=4096, flops32=40960, flops64=0)
+    text = table([("k", twice)], 1 << 30)
     assert "model us (minimum)" in text
-    assert f"{DEVICES[0].microseconds(8 * 2**30):.0f} ({DEVICES[0].microseconds(4 * 2**30):.0f})" in text
+    assert "| k | 10.0 + 0.0 |" in text
+    assert f"{DEVICES[0].microseconds(2 << 30):.0f} ({DEVICES[0].microseconds(1 << 30):.0f})" in text
+
+
+def test_traffic_over_a_limit_is_named():
+    with pytest.raises(AssertionError, match="12 sectors, ideal 10"):
+        Traffic(12, 10, 1.1, dram_bytes=4096, minimum_bytes=4096, flops32=0, flops64=0).check()
+    with pytest.raises(AssertionError, match="8192 DRAM bytes in the model, minimum 4096"):
+        Traffic(10, 10, 1.1, dram_bytes=8192, minimum_bytes=4096, flops32=0, flops64=0).check()

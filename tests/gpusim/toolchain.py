@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CudaCompileError", "CudaModule", "compile_cuda", "nvrtc_missing", "triton_missing", "triton_tool"]
+__all__ = [
+    "CudaCompileError",
+    "CudaModule",
+    "compile_cuda",
+    "nvrtc_missing",
+    "triton_missing",
+    "triton_tool",
+    "versions",
+]
 
 BUILD = Path(__file__).parents[2] / "build" / "gpusim"
 
@@ -53,6 +62,13 @@ def nvrtc_missing() -> str | None:
 
 def triton_missing() -> str | None:
     return None if importlib.util.find_spec("triton") else "the triton wheel is not installed"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the compilers: another one may use other registers."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    return {"nvrtc": ".".join(map(str, nvrtc.getVersion())), "triton": importlib.metadata.version("triton")}
 
 
 def triton_tool(name: str) -> Path:

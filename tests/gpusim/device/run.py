@@ -1,8 +1,10 @@
 """``make test-gpu``: the tests on this machine's GPU, compute-sanitizer where it is installed, timings; one CSV.
 
 The CSV (``gpu-<device>.csv``) has one row per op, backend and call, each with the device and the versions, so that a
-run on any machine can be sent in as it is. Times are CUDA events, median, 20th and 80th percentile of 30 launches after
-5 warm-up ones, with the L2 cache overwritten before each launch.
+run on any machine can be sent in as it is. Every call of ``package.py`` is checked against the reference; it and the
+larger calls of :data:`LARGE`, which fill the device, are timed. Times are CUDA events, median, 20th and 80th percentile
+of 30 launches after 5 warm-up ones, with the L2 cache overwritten before each launch; bandwidth counts inputs and
+outputs once.
 """
 
 from __future__ import annotations
@@ -23,6 +25,16 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[3]
+# Op to name and arguments of calls that are timed only: a reference in float64 would need ten times their memory.
+LARGE: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
+    "moments": {
+        "4096 x 65536, float32": lambda: (_normal(torch.float32, 4096, 65536), 1, 0, 0, 0.1),
+        "4096 x 65536, bfloat16": lambda: (_normal(torch.bfloat16, 4096, 65536), 1, 0, 0, 0.1),
+        "65536 x 4096 columns, float32": lambda: (_normal(torch.float32, 4096, 65536).T, 1, 0, 0, 0.1),
+        "max of 32 x 1280 x 64 x 64, bfloat16": lambda: (_normal(torch.bfloat16, 32, 1280, 64, 64), 1, 2, 1, 0.1),
+    },
+    "philox_normal": {"4096 x 65536": lambda: (torch.arange(4096, device="cuda"), 0, 65536)},
+}
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BACKENDS = ("cuda", "triton")
 COLUMNS = [
@@ -74,62 +86,76 @@ def time_launches(call: Callable[[], Any], *, warm_up: int = 5, runs: int = 30) 
     return times
 
 
+def _normal(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(0)
+    return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+
+
 def on_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Move tensors to the GPU, strides included."""
+    """Move tensors to the GPU, strides included; those that are there stay."""
 
     def move(x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:
+            return x
         storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).cuda()
         return torch.as_strided(storage, x.shape, x.stride(), x.storage_offset())
 
     return tuple(move(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
 
 
-def rows() -> list[dict[str, str]]:
+def figures(call: Callable[[], torch.Tensor], args: tuple[Any, ...]) -> dict[str, str]:
+    """Time a call and return its columns of the CSV."""
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)] + [call()]
+    moved = sum(x.numel() * x.element_size() for x in tensors)
+    times = time_launches(call)
+    p20, *_, p80 = statistics.quantiles(times, n=5)
+    median = statistics.median(times)
+    return {
+        "median_us": f"{median:.2f}",
+        "p20_us": f"{p20:.2f}",
+        "p80_us": f"{p80:.2f}",
+        "gbytes_per_s": f"{moved / median / 1e3:.1f}",
+    }
+
+
+def rows(*, timed: bool = True) -> list[dict[str, str]]:
     """Run every call of every op in every GPU backend: check it against the reference, then time it."""
     import balanced_rep
     from balanced_rep.ops._registry import REGISTRY
 
-    from ..package import OPS
-    from ..test_package import check
+    from ..package import OPS, check
 
     about, found = machine(), []
     for op in OPS:
-        spec = REGISTRY[op.name]
-        for call, build in op.calls.items():
-            args = on_device(build())
+        spec, large = REGISTRY[op.name], LARGE.get(op.name, {}) if timed else {}
+        for call, build in {**op.calls, **large}.items():
             for backend in BACKENDS:
                 row = {**about, "op": op.name, "backend": backend, "call": call}
                 try:
+                    args = on_device(build())
                     with balanced_rep.backend(backend):
-                        check(op, spec(*args).cpu(), build())
-                        times = time_launches(lambda spec=spec, args=args: spec(*args))
-                    quantiles = statistics.quantiles(times, n=5)
-                    median = statistics.median(times)
-                    moved = args[0].numel() * args[0].element_size()
-                    row |= {
-                        "status": "ok",
-                        "median_us": f"{median:.2f}",
-                        "p20_us": f"{quantiles[0]:.2f}",
-                        "p80_us": f"{quantiles[3]:.2f}",
-                        "gbytes_per_s": f"{moved / median / 1e3:.1f}",
-                    }
+                        if call not in large:
+                            check(op, spec(*args).cpu(), build())
+                        row |= {"status": "ok", **(figures(lambda: spec(*args), args) if timed else {})}  # noqa: B023
                 except Exception as error:  # a row that says what went wrong is a contribution too
-                    row["status"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                print(f"{op.name:16s} {backend:7s} {call:22s} {row['status'][:60]:60s} {row.get('median_us', '')}")
+                    row["status"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+                print(f"{op.name:16s} {backend:7s} {call:36s} {row['status'][:60]:60s} {row.get('median_us', '')}")
                 found.append(row)
     return found
 
 
 def sanitize() -> int:
-    """Run the GPU tests under every tool of compute-sanitizer; return how many found something."""
+    """Run every call under every tool of compute-sanitizer; return how many found something."""
     if shutil.which("compute-sanitizer") is None:
         print("compute-sanitizer is not installed (CUDA toolkit): skipped")
         return 0
     failed = 0
+    # one allocation per tensor: inside torch's cache of memory nothing is out of bounds
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in SANITIZERS:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m"]
         command += ["tests.gpusim.device.run", "--numbers-only"]
-        code = subprocess.run(command, cwd=ROOT).returncode
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         print(f"compute-sanitizer {tool}: {'clean' if code == 0 else f'exit status {code}'}")
         failed += code != 0
     return failed
@@ -138,7 +164,9 @@ def sanitize() -> int:
 def main() -> int:
     """Run tests, sanitizers and timings, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--numbers-only", action="store_true", help="check and time the ops; no pytest, no sanitizer")
+    parser.add_argument(
+        "--numbers-only", action="store_true", help="check the ops; no timing, no pytest, no sanitizer, no CSV"
+    )
     parser.add_argument("--output", type=Path, help="CSV to write; default gpu-<device>.csv")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -148,7 +176,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    found = rows()
+    found = rows(timed=not arguments.numbers_only)
     failed = sum(row["status"] != "ok" for row in found)
     if not arguments.numbers_only:
         name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()

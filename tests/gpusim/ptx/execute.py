@@ -41,7 +41,7 @@ class Result:
             GpuIssues: With the report.
         """
         if self.issues.kinds() - allow:
-            raise GpuIssues(f"\n{self.issues}")
+            raise GpuIssues(self.issues)
         return self
 
 

@@ -17,6 +17,10 @@ class ExecutionError(RuntimeError):
 class GpuIssues(AssertionError):
     """A run that was expected to be clean had issues; the text is the report."""
 
+    def __init__(self, issues: Issues) -> None:
+        super().__init__(f"\n{issues}")
+        self.issues = issues
+
 
 @dataclass
 class Issue:

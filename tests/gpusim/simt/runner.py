@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -56,22 +57,56 @@ class Program:
         with tempfile.TemporaryDirectory() as folder:
             call, result = Path(folder, "launch"), Path(folder, "result")
             call.write_bytes(_pack(launch))
-            command = [str(self.path), kernel, str(seed), str(call), str(result)]
-            if self.mode == "threads" and shutil.which("setarch"):  # ThreadSanitizer needs fixed addresses
-                command = ["setarch", platform.machine(), "-R", *command]
-            environment = {
-                **os.environ,
-                "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-                "UBSAN_OPTIONS": "print_stacktrace=0",
-                "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
-            }
+            command = [*_fixed_addresses(), str(self.path), kernel, str(seed), str(call), str(result)]
             try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+                done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=timeout)
             except subprocess.TimeoutExpired as error:
                 raise SimtError(f"{kernel}, seed {seed}: no end after {timeout} s (deadlock?)") from error
             if done.returncode:
                 raise SimtError(f"{kernel}, seed {seed}, exit status {done.returncode}:\n{done.stderr.strip()[:4000]}")
             return _unpack(result.read_bytes(), launch)
+
+
+@functools.cache
+def _fixed_addresses() -> tuple[str, ...]:
+    """What to put before a command so that its addresses are not random, which sanitizers of older compilers do not
+    survive; nothing where a container forbids it.
+    """
+    command = ("setarch", platform.machine(), "-R")
+    if shutil.which("setarch") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+        return ()
+    return command
+
+
+@functools.cache
+def host_missing(mode: str = "sanitize") -> str | None:
+    """Answer None if the compiler's sanitizers of a mode work here, else the reason as text.
+
+    The program tried is none of ours: what is wrong with these is an error, not a reason to skip.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text("#include <thread>\nint main() { std::thread([] {}).join(); }\n")
+        compile_ = [compiler, *COMMON_FLAGS, *MODES[mode], "-pthread", str(source), "-o", str(program)]
+        for command in (compile_, [*_fixed_addresses(), str(program)]):
+            try:
+                done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=60)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return f"{compiler} with the sanitizers of mode {mode!r}: {error}"
+            if done.returncode:
+                return f"{compiler} with the sanitizers of mode {mode!r}: {done.stderr.strip()[:400]}"
+    return None
+
+
+def _environment() -> dict[str, str]:
+    """The environment of host programs; a library loaded before AddressSanitizer's runtime makes it refuse to start."""
+    return {
+        **{name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=0",
+        "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
+    }
 
 
 def _pack(launch: Launch) -> bytes:

@@ -43,6 +43,18 @@ def _instructions(sass: str) -> dict[str, Counter]:
     return {name: Counter(_SASS.findall(code)) for name, code in zip(pieces[1::2], pieces[2::2], strict=True)}
 
 
+def _static_shared(arch: int, counted: int) -> int:
+    """Return the kernel's own part of what ``cuobjdump`` calls SHARED.
+
+    From sm_90 on that includes what the system reserves in every block, which occupancy adds itself; but only in
+    kernels that use shared memory at all.
+    """
+    reserved = LIMITS[arch].reserved if arch >= 90 and counted else 0
+    if counted < reserved:
+        raise RuntimeError(f"sm_{arch}: {counted} bytes of shared memory counted, of which {reserved} are reserved")
+    return counted - reserved
+
+
 def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -> dict[str, Facts]:
     """Return the facts of some kernels of a cubin.
 
@@ -67,9 +79,7 @@ def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -
         def count(*prefixes: str, contains: str = "", mix: Counter = mix) -> int:
             return sum(n for op, n in mix.items() if op.startswith(prefixes) and contains in op)
 
-        # from sm_90 on the assembler counts what every block reserves, which occupancy adds anyway
-        reserved = LIMITS[arch].reserved if arch >= 90 else 0
-        shared = max(0, int(match["shared"]) - reserved) + dynamic
+        shared = _static_shared(arch, int(match["shared"])) + dynamic
         facts[match["name"]] = {
             "registers": int(match["reg"]),
             "stack": int(match["stack"]),

@@ -63,7 +63,19 @@ def occupancy(arch: int, registers: int, shared_bytes: int, threads: int) -> Occ
         registers: Per thread.
         shared_bytes: Per block, static and dynamic.
         threads: Per block.
+
+    Returns:
+        The resident blocks; 0 for a block that does not fit.
+
+    Raises:
+        ValueError: If the architecture is unknown or a number is none that a kernel can have.
     """
+    if arch not in LIMITS:
+        raise ValueError(f"sm_{arch} is not one of {', '.join(f'sm_{known}' for known in LIMITS)}: add its limits")
+    if registers < 0 or shared_bytes < 0 or not 1 <= threads <= 1024:
+        raise ValueError(
+            f"{registers} registers, {shared_bytes} bytes of shared memory, {threads} threads: no kernel has these"
+        )
     limits = LIMITS[arch]
     warps = -(-threads // 32)
     per_warp = _round_up(max(registers, 1) * 32, 256)

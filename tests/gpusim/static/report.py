@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..kernels import CUDA_KERNELS, GATED_TRITON, PACKAGE_CUDA, PACKAGE_TRITON
+from ..toolchain import versions
 from .measure import Table, measure_cuda, measure_triton
 
 __all__ = ["BASELINE", "compare", "current", "read_baseline"]
@@ -23,8 +24,12 @@ def current() -> Table:
     return measure_cuda(CUDA_KERNELS) | measure_triton(GATED_TRITON)
 
 
-def read_baseline() -> Table:
-    return json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+def read_baseline() -> tuple[dict[str, str], Table]:
+    """Return the versions of the compilers that the baseline was made with, and its figures."""
+    if not BASELINE.exists():
+        return {}, {}
+    read = json.loads(BASELINE.read_text())
+    return read["versions"], read["kernels"]
 
 
 def compare(old: Table, new: Table) -> list[str]:
@@ -78,7 +83,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the baseline differs")
     arguments = parser.parse_args()
     table = current()
-    differences = compare(read_baseline(), table)
+    made_with, before = read_baseline()
+    differences = compare(before, table)
+    if made_with != versions():
+        print(f"the baseline is of {made_with}, this is {versions()}")
     print("\n".join(differences) or "no difference to the baseline")
     if arguments.check:
         return bool(differences)
@@ -94,7 +102,8 @@ def _dump(table: Table) -> str:
     for name, targets in sorted(table.items()):
         lines = ",\n".join(f"  {json.dumps(target)}: {json.dumps(facts)}" for target, facts in sorted(targets.items()))
         kernels.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
-    return "{\n" + ",\n".join(kernels) + "\n}\n"
+    head = f'"versions": {json.dumps(versions())},\n"kernels": '
+    return "{\n" + head + "{\n" + ",\n".join(kernels) + "\n}\n}\n"
 
 
 if __name__ == "__main__":

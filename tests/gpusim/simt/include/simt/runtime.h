@@ -133,8 +133,8 @@ inline std::vector<Fiber> fibers;
 inline const std::function<void()>* kernel_call = nullptr;
 inline std::mt19937 schedule;
 inline bool adversarial = false;
-inline uint64_t progress = 0;  // grows whenever some thread can go on: a sweep without it is a deadlock
-constexpr size_t kStack = 64 << 10;
+inline uint64_t progress = 0;         // grows whenever some thread can go on: a sweep without it is a deadlock
+constexpr size_t kStack = 256 << 10;  // nothing guards its end, and unoptimised frames under a sanitizer are large
 
 inline void switch_context(ucontext_t* from, ucontext_t* to, const void* stack, size_t bytes, bool last = false) {
 #ifdef __SANITIZE_ADDRESS__
@@ -206,8 +206,12 @@ struct Bias {
 };
 
 inline void run_block(const std::function<void()>& call, uint3 index) {
-    static std::vector<unsigned char> stacks;
-    stacks.resize(kStack * block->size);
+    static std::unique_ptr<unsigned char[]> stacks;  // not touched before a thread needs it
+    static int n_stacks = 0;
+    if (n_stacks < block->size) {
+        stacks.reset(new unsigned char[kStack * block->size]);
+        n_stacks = block->size;
+    }
     fibers.assign(block->size, {});
     kernel_call = &call;
     block_index = index;
@@ -216,7 +220,7 @@ inline void run_block(const std::function<void()>& call, uint3 index) {
         order[thread] = thread;
         ucontext_t& context = fibers[thread].context;
         getcontext(&context);
-        context.uc_stack.ss_sp = stacks.data() + kStack * thread;
+        context.uc_stack.ss_sp = stacks.get() + kStack * thread;
         context.uc_stack.ss_size = kStack;
         context.uc_link = nullptr;
         makecontext(&context, fiber_main, 0);
@@ -236,7 +240,7 @@ inline void run_block(const std::function<void()>& call, uint3 index) {
                 continue;
             }
             thread_rank = thread;
-            switch_context(&scheduler_context, &fibers[thread].context, stacks.data() + kStack * thread, kStack);
+            switch_context(&scheduler_context, &fibers[thread].context, stacks.get() + kStack * thread, kStack);
         }
         if (progress == before) {
             if (everyone && block->live) report_deadlock();
