@@ -8,7 +8,7 @@ from balanced_rep.ops import BackendError, backend
 from balanced_rep.stats import Recording, RepresentationStats, cat, record, representation_stats
 
 if TYPE_CHECKING:
-    from balanced_rep import autodiff, linalg, models, theory
+    from balanced_rep import autodiff, detection, linalg, models, theory
     from balanced_rep.autodiff import jvp
     from balanced_rep.linalg import JacobianOperator, StreamingPCA, randomized_svd
 
@@ -22,6 +22,7 @@ __all__ = [
     "autodiff",
     "backend",
     "cat",
+    "detection",
     "jvp",
     "linalg",
     "models",
@@ -36,6 +37,7 @@ _LAZY = {
     "JacobianOperator": "balanced_rep.linalg:JacobianOperator",
     "StreamingPCA": "balanced_rep.linalg:StreamingPCA",
     "autodiff": "balanced_rep.autodiff",
+    "detection": "balanced_rep.detection",
     "jvp": "balanced_rep.autodiff:jvp",
     "linalg": "balanced_rep.linalg",
     "models": "balanced_rep.models",

@@ -68,6 +68,18 @@ def backends(name: str) -> str:
     return "\n".join([*lines, "", f"Input: {dtypes}."])
 
 
+def scores() -> str:
+    """Table of the memorization scores, from their registry."""
+    detection = importlib.import_module("balanced_rep.detection")
+    lines = ["| score | formula | suspicious | requires, besides a model | cost per sample |", "|---|---|---|---|---|"]
+    for name in detection.names():
+        score = detection.get(name)
+        needs = ", ".join(sorted(score.requires - {"model"})) + ("" if "model" in score.requires else "; no model")
+        formula = score.formula.replace("|", "\\|")
+        lines.append(f"| `{name}` | {formula} | {score.direction} | {needs} | {score.cost} |")
+    return "\n".join(lines)
+
+
 def results(*arguments: str) -> str:
     """Benchmark table, made from the CSV files in bench/results/ by the benchmarks' own reporter, which has several."""
     if not (ROOT / "bench" / "report.py").exists():
@@ -81,7 +93,13 @@ def rules() -> str:
     return importlib.import_module("balanced_rep.autodiff._table").rules_table()
 
 
-GENERATORS: dict[str, Callable[..., str]] = {"ops": ops, "backends": backends, "results": results, "rules": rules}
+GENERATORS: dict[str, Callable[..., str]] = {
+    "ops": ops,
+    "backends": backends,
+    "results": results,
+    "rules": rules,
+    "scores": scores,
+}
 
 
 def rewritten(text: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from balanced_rep.models._edm import EDMDenoiser
 from balanced_rep.models._mlp import ResidualMLP
+from balanced_rep.models._protocol import Tap
 
 __all__ = ["CheckpointError", "DigitsData", "DigitsDenoiser", "DigitsSplit", "Variant", "digits", "digits_data"]
 
@@ -145,7 +146,7 @@ class DigitsDenoiser(EDMDenoiser):
             sigma_data: See `EDMDenoiser`.
             generator: Draws the initial weights, see `ResidualMLP`.
         """
-        layers: dict[str, str] = {}
+        layers: dict[str, str | Tap] = {}
         for i in range(depth):
             last = ", the last hidden activation" if i == depth - 1 else ""
             layers[f"net.blocks.{i}.act"] = f"ReLU of block {i}{last}, (batch, {width})"

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balanced_rep.models._protocol import Tap, taps
+
 __all__ = ["EDMDenoiser", "edm_loss"]
 
 
@@ -32,7 +34,7 @@ class EDMDenoiser(nn.Module):
         net: nn.Module,
         *,
         sigma_data: float = 0.5,
-        layers: Mapping[str, str] | None = None,
+        layers: Mapping[str, str | Tap] | None = None,
         data_range: tuple[float, float] = (-1.0, 1.0),
         sigma_range: tuple[float, float] = (0.002, 80.0),
     ) -> None:
@@ -56,15 +58,25 @@ class EDMDenoiser(nn.Module):
         self.sigma_data = float(sigma_data)
         self.data_range = data_range
         self.sigma_range = sigma_range
-        self._layers = dict(layers or {})
+        self._layers = taps(layers or {})
         missing = sorted(self._layers.keys() - dict(self.named_modules()).keys())
         if missing:
             raise ValueError(f"EDMDenoiser: layers names modules that do not exist: {missing}.")
 
     @property
-    def layers(self) -> Mapping[str, str]:
-        """Name of a tap -> what it is."""
+    def layers(self) -> Mapping[str, Tap]:
+        """Module name -> what is to be heard there."""
         return MappingProxyType(self._layers)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample, if the network has one and says so."""
+        return getattr(self.net, "sample_shape", None)
+
+    @property
+    def null_condition(self) -> None:
+        """There are no conditions."""
+        return None
 
     def forward(self, y: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
         """Denoises a batch.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_rep.models._digits import CheckpointError
+from balanced_rep.models._protocol import Tap
 
 __all__ = ["ReLUDAE"]
 
@@ -85,9 +86,14 @@ class ReLUDAE(nn.Module):
         return self.W2 is self.W1
 
     @property
-    def layers(self) -> Mapping[str, str]:
+    def layers(self) -> Mapping[str, Tap]:
         """The one tap: the hidden layer."""
-        return MappingProxyType({"act": f"hidden representation [W1^T y]_+, (batch, {self.W1.shape[1]})"})
+        return MappingProxyType({"act": Tap(f"hidden representation [W1^T y]_+, (batch, {self.W1.shape[1]})")})
+
+    @property
+    def null_condition(self) -> None:
+        """There are no conditions."""
+        return None
 
     def forward(self, y: Tensor, sigma: float | Tensor | None = None, cond: Any = None) -> Tensor:
         """Denoises a batch.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from balanced_rep.models._edm import _noise_level
+from balanced_rep.models._protocol import Tap
 from balanced_rep.theory._clusters import sample_weights
 from balanced_rep.theory._data import as_samples
 
@@ -60,9 +61,14 @@ class EmpiricalDenoiser(nn.Module):
         self.sigma_range = (1e-6, math.inf)
 
     @property
-    def layers(self) -> Mapping[str, str]:
+    def layers(self) -> Mapping[str, Tap]:
         """The one tap: the weights of the training samples."""
-        return MappingProxyType({"posterior": f"weight of each training sample, (batch, {len(self.samples)})"})
+        return MappingProxyType({"posterior": Tap(f"weight of each training sample, (batch, {len(self.samples)})")})
+
+    @property
+    def null_condition(self) -> None:
+        """There are no conditions."""
+        return None
 
     def forward(self, y: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
         """Denoises a batch.
@@ -125,9 +131,15 @@ class GaussianDenoiser(nn.Module):
         self.sigma_range = (1e-6, math.inf)
 
     @property
-    def layers(self) -> Mapping[str, str]:
+    def layers(self) -> Mapping[str, Tap]:
         """The one tap: coordinates along the eigenvectors."""
-        return MappingProxyType({"project": f"shrunk coordinates along the eigenvectors, (batch, {len(self.values)})"})
+        text = f"shrunk coordinates along the eigenvectors, (batch, {len(self.values)})"
+        return MappingProxyType({"project": Tap(text)})
+
+    @property
+    def null_condition(self) -> None:
+        """There are no conditions."""
+        return None
 
     def forward(self, y: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
         """Denoises a batch.

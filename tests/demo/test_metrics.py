@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from balanced_rep.demo._metrics import auc_interval, auc_standard_error, detect
+from balanced_rep.demo._metrics import detect
+from balanced_rep.detection._intervals import auc_interval, auc_standard_error
 
 
 def test_detect_by_hand() -> None:

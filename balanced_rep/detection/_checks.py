@@ -1,0 +1,137 @@
+"""Checks of what a score is asked to look at, with messages that say what to do."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from balanced_rep.models import Denoiser
+from balanced_rep.stats._record_layers import near_names
+
+__all__ = ["check_denoiser", "check_images", "check_sigmas", "resolve_layers"]
+
+SLACK = 0.05  # of the data range: codecs and resampling overshoot a little
+
+
+def check_denoiser(what: str, D: object) -> None:
+    """Checks that a model looks like a `Denoiser` and is called like one.
+
+    Args:
+        what: Beginning of messages.
+        D: The model.
+
+    Raises:
+        TypeError: If it does not; says what is missing.
+    """
+    wrap = "A network that predicts noise or velocity is wrapped by an adapter of balanced_rep.models; see `Denoiser`."
+    name = type(D).__name__
+    if not isinstance(D, Denoiser):
+        lacking = [m for m in ("layers", "null_condition", "data_range", "sigma_range") if not hasattr(D, m)]
+        raise TypeError(f"{what}: {name} is no denoiser: it has no {', '.join(lacking) or 'call'}. {wrap}")
+    signature = inspect.signature(D.forward if isinstance(D, nn.Module) else D.__call__)
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise TypeError(f"{what}: {name} is called as {signature}, a denoiser as (y, sigma, cond). {wrap}") from error
+    if [p for p in signature.parameters.values() if p.name in ("timestep", "timesteps", "t")]:
+        raise TypeError(f"{what}: {name} is called as {signature} with a timestep, a denoiser with sigma. {wrap}")
+
+
+def check_images(what: str, D: Denoiser, x: Tensor) -> None:
+    """Checks samples against a denoiser; nothing is rescaled.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        x: `(n, *sample_shape)`.
+
+    Raises:
+        ValueError: If dtype, shape or range is wrong.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{what}: samples must be a floating-point tensor (n, *sample_shape), got {got}.")
+    shape = getattr(D, "sample_shape", None)
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        encode = " Encode images first: D.encode(images)." if hasattr(D, "encode") else ""
+        raise ValueError(
+            f"{what}: this model takes samples of shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}; they "
+            f"are not resized.{encode}"
+        )
+    if not x.numel():
+        return
+    low, high = D.data_range
+    least, most = float(x.min()), float(x.max())  # NaN compares false and is found by the score
+    slack = SLACK * (high - low)
+    if least < low - slack or most > high + slack:
+        raise ValueError(
+            f"{what}: samples run from {least:.4g} to {most:.4g}, those of this model from {low:g} to {high:g}; they "
+            "are not rescaled. Rescale them to that range."
+        )
+    if low < 0 and least >= 0 and most <= 1 and x.numel() >= 1024 and len(x) >= 4:
+        warnings.warn(
+            f"{what}: all samples lie between 0 and 1, those of this model between {low:g} and {high:g}: is a factor "
+            "missing?",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_sigmas(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """Checks noise levels.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        sigmas: Noise levels in data units; 0 stands for none and passes.
+
+    Returns:
+        The levels.
+
+    Raises:
+        ValueError: If one is outside the denoiser's range, or there is none.
+    """
+    if not sigmas:
+        raise ValueError(f"{what}: no noise level is given.")
+    low, high = D.sigma_range
+    for sigma in sigmas:
+        if sigma and not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+            raise ValueError(
+                f"{what}: sigma={sigma:g} is outside what this model was made for, {low:g} to {high:g} in data units."
+            )
+    return tuple(sigmas)
+
+
+def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Finds the layers to look at.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        layers: Names from `D.layers`; `None` for all of them.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If a name is not in `D.layers`.
+        TypeError: If the denoiser is no module, so that nothing can be listened to.
+    """
+    if not isinstance(D, nn.Module):
+        raise TypeError(f"{what}: {type(D).__name__} is no torch.nn.Module: its layers cannot be listened to.")
+    known = list(D.layers)
+    names = known if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    for name in names:
+        if name not in known:
+            near = near_names(name, known) or known[-3:]
+            there = ", a module without a label" if name in dict(D.named_modules()) else ""
+            raise ValueError(
+                f"{what}: {name!r}{there}, is not among the layers that this model labels; such as {', '.join(near)}. "
+                "D.layers lists them with what they are."
+            )
+    if not names:
+        raise ValueError(f"{what}: this model labels no layers.")
+    return tuple(names)
