@@ -84,7 +84,11 @@ def _print_report(report: dict) -> None:
     console.print(ops)
     for note, number in notes.items():
         console.print(f"[dim]{number:>3}[/]  {escape(note)}", highlight=False)
-    if not report["healthy"]:
+    for problem in report["problems"]:
+        console.print(
+            f"[bold red]{escape(problem)}[/] Until it is put right, every call of an op raises.", highlight=False
+        )
+    if any(s.startswith(("wrong", "failed")) for row in report["ops"].values() for s in row.values()):
         console.print("[bold red]A backend fails here that should run: please report the output of --json.[/]")
 
 

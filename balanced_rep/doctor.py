@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from balanced_rep._version import __version__
-from balanced_rep.ops._registry import ORDER, REGISTRY, OpSpec, backend
+from balanced_rep.ops._registry import ORDER, REGISTRY, BackendError, OpSpec, backend, forced_backend
 from balanced_rep.testing import agreement
 
 __all__ = ["diagnose"]
@@ -27,9 +27,11 @@ def diagnose() -> dict[str, Any]:
     Returns:
         A dict that json can write. ``ops[op][backend]`` is ``"ok"``, or ``"no: <reason>"`` if the backend cannot run
         here, or ``"wrong: <error>"`` / ``"failed: <error>"`` if it should and does not: those two make
-        ``healthy`` false.
+        ``healthy`` false, and so does an entry of ``problems``: a setting with which no op runs.
     """
-    ops = {name: {b: _state(spec, b) for b in ORDER} for name, spec in REGISTRY.items()}
+    problems = _problems()
+    with backend(None):  # each op is tried on each backend, whatever the environment forces
+        ops = {name: {b: _state(spec, b) for b in ORDER} for name, spec in REGISTRY.items()}
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -40,9 +42,19 @@ def diagnose() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "openmp_runtimes": _openmp_runtimes(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("BALANCED_REP_")},
+        "problems": problems,
         "ops": ops,
-        "healthy": not any(s.startswith(("wrong", "failed")) for row in ops.values() for s in row.values()),
+        "healthy": not problems
+        and not any(s.startswith(("wrong", "failed")) for row in ops.values() for s in row.values()),
     }
+
+
+def _problems() -> list[str]:
+    try:
+        forced_backend()
+    except BackendError as error:
+        return [str(error)]
+    return []
 
 
 def _state(spec: OpSpec, name: str) -> str:

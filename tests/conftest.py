@@ -1,4 +1,4 @@
-"""Before anything else runs: threads that do not spin, no network, and uninitialised memory that shows."""
+"""Before anything else runs: no spinning threads, no network, no compiled Triton; uninitialised memory that shows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported and when a kernel is decorated
 for _name in [name for name in os.environ if name.startswith("BALANCED_REP_")]:
     del os.environ[_name]  # what the person at this machine prefers is not what the tests are about
 

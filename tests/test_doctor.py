@@ -53,5 +53,19 @@ def test_a_broken_backend_is_reported_and_fails_the_command(fn, state, monkeypat
     assert "please report" in result.stdout
 
 
+def test_a_backend_that_does_not_exist_is_a_problem(monkeypatch):
+    monkeypatch.setenv("BALANCED_REP_BACKEND", "fpga")
+    report = diagnose()
+    assert not report["healthy"]
+    assert "fpga" in report["problems"][0]
+    assert report["ops"]["moments"]["reference"] == "ok"
+    result = run(app, ["doctor"], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert (
+        "BALANCED_REP_BACKEND asks for backend 'fpga'; known backends: cuda, triton, cpp, reference." in result.stdout
+    )
+    assert "please report" not in result.stdout
+
+
 def test_version():
     assert run(app, ["--version"]).stdout.strip() == f"balanced-rep {__version__}"

@@ -1,11 +1,4 @@
-"""Fixtures of the GPU tools.
-
-Triton reads TRITON_INTERPRET when it is imported and when a kernel is decorated, so it is set before anything else.
-"""
-
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
+"""Fixtures of the GPU tools."""
 
 import pytest
 

@@ -1,8 +1,4 @@
-"""Triton reads TRITON_INTERPRET when it is imported and when a kernel is decorated: set before anything else."""
-
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
+"""Fixtures of the GPU kernels."""
 
 import numpy as np
 import pytest

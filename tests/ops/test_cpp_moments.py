@@ -13,7 +13,7 @@ from balanced_rep.ops.moments import moments_reference
 from balanced_rep.testing import DISTRIBUTIONS, activations, assert_moments_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-CHUNK, PANEL, BLOCK, SEGMENT = 4096, 256, 512, 65536
+CHUNK, RUN, PANEL, BLOCK, SEGMENT = 4096, 8192, 256, 1024, 65536  # of csrc/cpu
 
 
 @pytest.fixture(params=_cpp.extension().isas())
@@ -36,8 +36,8 @@ def check(x, n_kept=1, n_pooled=0, pool=0, threshold=0.05):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_around_every_cut(isa, dtype):
-    lengths = [1, 2, *(w + d for w in (4, 8, 16, 32, 64, 128, 1024, CHUNK, SEGMENT) for d in (-1, 0, 1))]
-    for n in [*lengths, 2 * CHUNK + 5, SEGMENT * 3 // 2, 2 * SEGMENT + 17]:
+    lengths = [1, 2, *(w + d for w in (4, 8, 16, 32, 64, 128, 1024, CHUNK, RUN, SEGMENT) for d in (-1, 0, 1))]
+    for n in [*lengths, 2 * RUN + 5, SEGMENT * 3 // 2, 2 * SEGMENT + 17]:
         check(activations("normal", (2, n), dtype, seed=n))
 
 
