@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from balanced_rep.autodiff._session import current
+
+if TYPE_CHECKING:
+    from balanced_rep.autodiff._pending import Pending
 
 __all__ = ["Dual", "dual", "is_dual", "lift", "primal", "slot_dim", "slots"]
 
@@ -21,20 +24,45 @@ class Dual(Tensor):
     ``stack``, ``primal`` and ``tangents`` and returns a new one made by :func:`dual` or ``Dual(stack)``.
 
     Attributes:
-        stack: The buffer.
+        pending: What the buffer will be computed by, while nobody has read it.
     """
 
-    stack: Tensor
+    _stack: Tensor | None
+    pending: Pending | None
 
     @staticmethod
     def __new__(cls, stack: Tensor) -> Dual:
-        new = Tensor._make_wrapper_subclass(
-            cls, stack.shape[1:], strides=stack.stride()[1:], dtype=stack.dtype, device=stack.device
-        )
-        new.stack = stack
-        if (session := current()) is not None and session.on_dual is not None:
-            session.on_dual(new)
+        new = _wrapper(stack, stack.stride()[1:])
+        new.become(stack)
         return new
+
+    @classmethod
+    def later(cls, pending: Pending) -> Dual:
+        """A tensor that is computed when somebody reads it."""
+        new = _wrapper(pending.source, pending.strides())
+        new._stack, new.pending = None, pending
+        if (session := current()) is not None:
+            session.remember_pending(new)
+        return new
+
+    def become(self, stack: Tensor) -> None:
+        """Takes ``stack`` for its buffer; nothing may have looked at another one before."""
+        self._stack, self.pending = stack, None
+        if (session := current()) is not None and session.on_dual is not None:
+            session.on_dual(self)
+
+    @property
+    def stack(self) -> Tensor:
+        """The buffer ``(1 + K, *shape)``."""
+        if self.pending is not None:
+            self.become(self.pending.stack())
+        assert self._stack is not None
+        return self._stack
+
+    @property
+    def slots(self) -> int:
+        """1 + K."""
+        return (self._stack if self.pending is None else self.pending.source).shape[0]  # pyright: ignore
 
     @property
     def primal(self) -> Tensor:
@@ -47,8 +75,8 @@ class Dual(Tensor):
         return self.stack[1:]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        s = self.stack
-        return f"Dual(shape={tuple(s.shape[1:])}, tangents={s.shape[0] - 1}, dtype={s.dtype}, device={s.device})"
+        shape, k = tuple(self.shape), self.slots - 1
+        return f"Dual(shape={shape}, tangents={k}, dtype={self.dtype}, device={self.device})"
 
     def __format__(self, spec: str) -> str:
         return format(self.stack[0].item(), spec) if self.stack.dim() == 1 and spec else repr(self)
@@ -74,6 +102,10 @@ class Dual(Tensor):
         )
 
 
+def _wrapper(like: Tensor, strides: tuple[int, ...]) -> Dual:
+    return Tensor._make_wrapper_subclass(Dual, like.shape[1:], strides=strides, dtype=like.dtype, device=like.device)
+
+
 def is_dual(x: object) -> bool:
     """Whether ``x`` carries tangents."""
     return isinstance(x, Dual)
@@ -94,7 +126,7 @@ def primal(x: Any) -> Any:
 
 def slots(*xs: object) -> int:
     """1 + K of the first Dual among ``xs``."""
-    return next(x.stack.shape[0] for x in xs if isinstance(x, Dual))
+    return next(x.slots for x in xs if isinstance(x, Dual))
 
 
 def lift(x: Tensor, n_slots: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -63,7 +63,7 @@ def _with_zero_tangents(target: Tensor, n_slots: int) -> Dual:
     stack = target.new_zeros((n_slots, *target.shape))
     stack[0].copy_(target)
     target.__class__ = Dual
-    target.stack = stack  # pyright: ignore[reportAttributeAccessIssue]
+    target._stack, target.pending = stack, None  # pyright: ignore[reportAttributeAccessIssue]
     return target  # pyright: ignore[reportReturnType]
 
 
@@ -95,7 +95,9 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
         return target.copy_(result)
     with torch._C.DisableTorchFunctionSubclass():
         if isinstance(result, Dual):
-            if target.stack is not result.stack:
+            if target.pending is not None:  # nobody has seen its buffer: there is none
+                target.become(result.stack.to(target.dtype, copy=True))
+            elif target.stack is not result.stack:
                 target.stack.copy_(result.stack)
         else:
             target.stack[0].copy_(result)

@@ -23,6 +23,7 @@ __all__ = ["Interceptor", "intercept"]
 
 _WITHOUT_DUALS = torch._C.DisableTorchFunctionSubclass
 _SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_PLAINLY = torch._C.DisableTorchFunction  # rules are not intercepted at all
 
 
 class Interceptor(TorchFunctionMode):
@@ -56,6 +57,8 @@ class Interceptor(TorchFunctionMode):
             _refuse_reverse_mode()
         if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
             _refuse_random(name)
+        if self.session.pending and _writes(func, name, kwargs):
+            self.session.settle()
         result = func(*args, **kwargs)
         if name in known.FACTORIES or name in known.LIKE_FACTORIES:
             self.session.remember_fresh(result)
@@ -116,8 +119,11 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
         raise UnsupportedError(f"br.jvp: x.{name} = ... on a value with tangents is not supported; make a new tensor")
     out = kwargs.get("out")
     if out is not None:
+        session.settle()
         route, result = _route(session, func, name, args, {k: v for k, v in kwargs.items() if k != "out"})
         return route, pytree.tree_map(lambda r, o: write_back(o, r, name, session), result, out)
+    if session.pending and _writes(func, name, kwargs):
+        session.settle(but=args[0] if args else None)
     found, route, result = lookup(func), "", None
     label = name
     if found is not None:
@@ -164,6 +170,12 @@ def _without_rule(
         return "fallback", fallback(func, name, args, kwargs, inplace=is_inplace(func, name))
 
 
+def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function may write into memory that something else looks at."""
+    written = is_inplace(func, name) or name in ("__setitem__", "__setstate__") or name.startswith("__i")
+    return written or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+
+
 def _opaque(func: Any) -> str | None:
     """Why a function cannot be differentiated by torch.func without the danger of a silent zero."""
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
@@ -189,7 +201,7 @@ def _on_primals(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if entry.composite:
         return entry.fn(*args, **kwargs)
-    with _WITHOUT_DUALS():
+    with _PLAINLY():
         if entry.kind in ("view", "structure", "library"):
             return entry.fn(*args, **kwargs)
         device = next(x.device.type for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Dual))

@@ -1,4 +1,4 @@
-"""Attention with K tangents: the softmax once for all of them, and scores only in blocks.
+"""Attention with K tangents: the softmax once for all of them, and scores only in blocks that stay in cache.
 
 With S = scale q k^T (+ mask), P = softmax(S), O = P v, the tangents are H = P dS, dO = H v - rowsum(H) O + P dv, where
 dS = scale (dq k^T + q dk^T). Without tangents on k and v (cross attention) two of the four products do not occur.
@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff._dual import Dual, is_dual, primal, slots
+from balanced_rep.autodiff import _fused
+from balanced_rep.autodiff._dual import Dual, is_dual
 from balanced_rep.autodiff._registry import rule
-from balanced_rep.autodiff._rules_pointwise import wide
-
-SCORES = 1 << 21  # elements of tangent scores held at a time: 8 MB in float32
+from balanced_rep.autodiff._rules_linear import _matmul
+from balanced_rep.autodiff._rules_norm import _softmax
+from balanced_rep.autodiff._rules_pointwise import _mul, _sum
 
 
 @rule("scaled_dot_product_attention", kind="attention",
@@ -26,119 +27,61 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
-    if dropout_p > 0 or query.dim() < 2 or (is_causal and attn_mask is not None):
+    given = (query, key, value)
+    same = len({x.dtype for x in given}) == 1 and query.is_floating_point()
+    if dropout_p > 0 or not same or any(x.dim() < 2 for x in given) or (is_causal and attn_mask is not None):
         return NotImplemented
-    n_slots = slots(query, key, value, attn_mask)
-    heads = query.shape[-3] if query.dim() > 2 else 1
-    if enable_gqa:
-        key, value = (_repeat_heads(x, heads) for x in (key, value))
-    shape = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    q, k, v = (_batched(x, shape) for x in (query, key, value))
-    (q0, qt), (k0, kt), (v0, vt) = q, k, v
-    mask, mask_t = _mask(attn_mask, shape, query.shape[-2], key.shape[-2], is_causal, q0.device)
-    y = q0.new_empty((n_slots, *shape, query.shape[-2], value.shape[-1]))
-    out = y.view(n_slots, -1, *y.shape[-2:])  # (1 + K, batch x heads, rows, channels)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    for group, rows in _tiles(n_slots - 1, out.shape[1], out.shape[2], k0.shape[-2], out.device):
-        pick = (group, rows)
-        m = None if mask is None else _tile(mask, shape, *pick)
-        mt = None if mask_t is None else _tile(mask_t, shape, *pick, extra=1)
-        tile = _tangents(
-            q0[pick], None if qt is None else qt[:, group, rows], k0[group], None if kt is None else kt[:, group],
-            v0[group], None if vt is None else vt[:, group], m, mt, factor,
-        )  # fmt: skip
-        out[0, group, rows], out[1:, group, rows] = tile
-    return Dual(y)
+    if enable_gqa and (query.shape[-3] % key.shape[-3] or key.shape[-3] != value.shape[-3]):
+        return NotImplemented  # torch says what is wrong
+    if is_dual(attn_mask):
+        return _with_moving_mask(query, key, value, attn_mask, factor, enable_gqa)
+    heads = (query.shape[-3], key.shape[-3]) if enable_gqa else _common_heads(given)
+    lead = torch.broadcast_shapes(*(x.shape[:-3] for x in given))
+    q, k, v = (_canonical(x, lead, h) for x, h in zip(given, (heads[0], heads[1], heads[1]), strict=True))
+    mask = None if attn_mask is None else _mask(attn_mask, lead, heads[0], query.shape[-2], key.shape[-2])
+    y = _fused.attention(q, k, v, tuple(is_dual(x) for x in given), mask, is_causal, factor)  # pyright: ignore
+    front = lead if max(x.dim() for x in given) > 2 else ()
+    names = (heads[0],) if max(x.dim() for x in given) > 2 else ()
+    return Dual(y.reshape(y.shape[0], *front, *names, *y.shape[-2:]))
+
+
+def _common_heads(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
+    (heads,) = torch.broadcast_shapes(*(x.shape[-3:-2] for x in tensors)) or (1,)
+    return heads, heads
+
+
+def _canonical(x: Tensor, lead: torch.Size, heads: int) -> Tensor:
+    """The stack, or ``x`` as its only slot, as (slots, B, heads, n, channels)."""
+    s = x.stack if isinstance(x, Dual) else x.unsqueeze(0)
+    inner = s.shape[-2:]
+    s = s.reshape(s.shape[0], *[1] * (len(lead) + 4 - s.dim()), *s.shape[1:]).expand(-1, *lead, heads, *inner)
+    return s if len(lead) == 1 else s.reshape(s.shape[0], math.prod(lead), heads, *inner)
+
+
+def _mask(mask: Tensor, lead: torch.Size, heads: int, rows: int, columns: int) -> Tensor:
+    """(B or 1, H or 1, rows or 1, columns or 1)."""
+    mask = mask.reshape(*[1] * (len(lead) + 3 - mask.dim()), *mask.shape)
+    if len(lead) == 1:
+        return mask
+    if all(n == 1 for n in mask.shape[:-3]):
+        return mask.reshape(1, *mask.shape[-3:])
+    return mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+
+
+def _with_moving_mask(query: Any, key: Any, value: Any, mask: Any, scale: float, enable_gqa: bool) -> Dual:
+    """Scores in memory: a mask that depends on the input is rare."""
+    if enable_gqa:
+        key, value = (_repeat_heads(x, query.shape[-3]) for x in (key, value))
+    turned = Dual(key.stack.mT) if isinstance(key, Dual) else key.mT
+    scores = _matmul(query, turned) if is_dual(query) or is_dual(turned) else query @ turned
+    weights = _softmax(_sum(_mul(scores, scale) if is_dual(scores) else scores * scale, mask), -1)
+    return _matmul(weights, value)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:
     by = heads // x.shape[-3]
-    if isinstance(x, Dual):
-        return Dual(x.stack.repeat_interleave(by, -3))
-    return x.repeat_interleave(by, -3)
-
-
-def _batched(x: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
-    """Primal (b, n, d) and tangents (K, b, n, d) with all leading dims as one."""
-    x0 = primal(x)
-    flat = x0.expand(*shape, *x0.shape[-2:]).reshape(-1, *x0.shape[-2:])
-    if not isinstance(x, Dual):
-        return flat, None
-    t = x.stack[1:]
-    t = t.reshape(t.shape[0], *[1] * (len(shape) + 3 - t.dim()), *t.shape[1:])
-    return flat, t.expand(-1, *shape, *x0.shape[-2:]).reshape(t.shape[0], -1, *x0.shape[-2:])
-
-
-def _mask(
-    mask: Tensor | None, shape: torch.Size, rows: int, columns: int, causal: bool, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """What is added to the scores, and its tangents; booleans become 0 and -inf."""
-    if causal:
-        mask = torch.ones(rows, columns, dtype=torch.bool, device=device).tril()
-    if mask is None:
-        return None, None
-    m = primal(mask)
-    if m.dtype == torch.bool:
-        m = torch.zeros(m.shape, device=device).masked_fill_(~m, -math.inf)
-    t = mask.stack[1:] if isinstance(mask, Dual) else None
-    return m, t
-
-
-def _tile(mask: Tensor, shape: torch.Size, group: slice, rows: slice, extra: int = 0) -> Tensor:
-    """The part of a mask that belongs to a tile: broadcast dims stay as they are, ``extra`` slots stay in front."""
-    rows = rows if mask.shape[-2] != 1 else slice(None)
-    front, own = mask.shape[:extra], mask.shape[extra:-2]
-    if all(n == 1 for n in own):
-        return mask.reshape(*front, *[1] * extra, *mask.shape[-2:])[..., rows, :]
-    full = mask.reshape(*front, *[1] * (len(shape) - len(own)), *own, *mask.shape[-2:])
-    full = full.expand(*front, *shape, *mask.shape[-2:]).reshape(*front, -1, *mask.shape[-2:])
-    return full[..., group, rows, :]
-
-
-def _tiles(k: int, groups: int, rows: int, columns: int, device: torch.device) -> list[tuple[slice, slice]]:
-    """Ranges of (batch x heads) and of query rows whose scores of all tangents fit the budget."""
-    budget = SCORES if device.type == "cpu" else SCORES * 64
-    per_row = max((1 + k) * columns, 1)
-    at_once = min(max(budget // per_row, 1), max(rows, 1))
-    together = min(max(budget // (per_row * at_once), 1), max(groups, 1))
-    return [
-        (slice(g, g + together), slice(r, r + at_once))
-        for g in range(0, groups, together)
-        for r in range(0, rows, at_once)
-    ]
-
-
-def _tangents(
-    q: Tensor, qt: Tensor | None, k: Tensor, kt: Tensor | None, v: Tensor, vt: Tensor | None,
-    mask: Tensor | None, mask_t: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output (b, r, c) and tangents (K, b, r, c) of one tile; q (b, r, d), k (b, m, d), v (b, m, c)."""
-    q, k, v = wide(q), wide(k), wide(v)
-    scores = torch.matmul(q, k.transpose(-1, -2)).mul_(scale)
-    if mask is None:
-        p = torch.softmax(scores, -1)
-    else:
-        p = torch.ops.aten._safe_softmax(scores.add_(mask.to(scores.dtype)), -1)
-    y = torch.matmul(p, v)
-    h = None
-    if qt is not None:
-        h = torch.matmul(wide(qt), k.transpose(-1, -2))
-    if kt is not None:
-        other = torch.matmul(q, wide(kt).transpose(-1, -2))
-        h = other if h is None else h.add_(other)
-    if h is not None:
-        h.mul_(scale)
-    if mask_t is not None:
-        h = mask_t.to(p.dtype) if h is None else h.add_(mask_t)
-    t = None
-    if h is not None:
-        h = h * p if mask_t is not None else h.mul_(p)
-        t = torch.matmul(h, v).addcmul_(h.sum(-1, keepdim=True), y, value=-1)
-    if vt is not None:
-        moved = torch.matmul(p, wide(vt))
-        t = moved if t is None else t.add_(moved)
-    assert t is not None
-    return y, t
+    return Dual(x.stack.repeat_interleave(by, -3)) if isinstance(x, Dual) else x.repeat_interleave(by, -3)
 
 
 @rule("multi_head_attention_forward", kind="composite", formula="in projections, attention, out projection")

@@ -1,34 +1,25 @@
 r"""Normalisations: statistics of the primal once, then two averages per tangent.
 
 With x^ = (x - mean) r, r = 1 / std over a group, the tangent of x^ is r (t - <t> - x^ <t x^>), where < > is the mean
-over the group; RMS norm has no mean to take off, softmax is y (t - <y, t>). Tangents are taken in blocks that stay in
-cache, in float32 at least.
+over the group; RMS norm has no mean to take off, softmax is y (t - <y, t>). Sums are taken in float32 at least.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balanced_rep.autodiff import _fused
 from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._pending import NormedGroups, NormedRows
 from balanced_rep.autodiff._registry import RULES, Rule, rule
-from balanced_rep.autodiff._rules_pointwise import wide
-
-BLOCK = 1 << 19  # elements of tangents that a rule works on at a time on a CPU: what stays in cache
-
-
-def blocks(t: Tensor, per_slot: int | None = None) -> Iterator[slice]:
-    """Slices of the tangents ``t`` (K, ...) to work on together."""
-    k = t.shape[0]
-    size = max(per_slot or (t[0].numel() if k else 1), 1)
-    step = k if t.device.type != "cpu" else min(max(BLOCK // size, 1), k)
-    for start in range(0, k, max(step, 1)):
-        yield slice(start, start + step)
+from balanced_rep.ops._jvp import wide
+from balanced_rep.ops._registry import OpSpec
+from balanced_rep.ops.norm_jvp import LAYER_NORM_JVP, RMS_NORM_JVP
 
 
 @rule("group_norm", kind="norm", formula="t' = w r (t - <t> - x^ <t x^>) over each group")
@@ -36,32 +27,11 @@ def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:  # fmt: skip
-    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual):
+    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual) or not input.is_floating_point():
         return NotImplemented
-    s = input.stack
-    y = torch.empty_like(s)
-    b, c = s.shape[1], s.shape[2]
-    x = wide(s[0]).reshape(b, num_groups, -1)
-    n = x.shape[-1]
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
-    r = torch.rsqrt(var + eps)
-    y[0].copy_(F.group_norm(s[0].contiguous(), num_groups, weight, bias, eps))
-    unit = (x - mean).mul_(r)
-    w = r.expand(b, num_groups, c // num_groups).reshape(b, c, *[1] * (s.dim() - 3))
-    if weight is not None:
-        w = w * wide(weight).view(-1, *[1] * (s.dim() - 3))
-    sums = torch.stack([torch.ones_like(unit), unit], -1)  # (B, G, n, 2)
-    for part in blocks(s[1:]):
-        t = wide(s[1:][part]).reshape(-1, b, num_groups, n)
-        averages = torch.einsum("kbgn,bgns->kbgs", t, sums) / n
-        z = torch.addcmul(t, unit, averages[..., 1:], value=-1).sub_(averages[..., :1])
-        y[1:][part].copy_(z.view(-1, *s.shape[1:]).mul_(w))
-    return Dual(y)
-
-
-def _flat(s: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
-    """Primal and tangents with the last ``n_last`` dims as one."""
-    return wide(s[0]).flatten(-n_last), s[1:].flatten(-n_last)
+    if input.dim() < 2 or num_groups < 1 or input.shape[1] % num_groups or not input.numel():
+        F.group_norm(input.stack[0], num_groups, weight, bias, eps)  # raises, unless it is empty
+    return Dual.later(NormedGroups(input.stack, num_groups, weight, bias, eps))
 
 
 @rule("layer_norm", kind="norm", formula="t' = w r (t - <t> - x^ <t x^>) over each row")
@@ -69,45 +39,32 @@ def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Any:  # fmt: skip
-    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual):
+    if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual) or not input.is_floating_point():
         return NotImplemented
-    s, d = input.stack, len(normalized_shape)
-    y = torch.empty_like(s)
-    y[0].copy_(F.layer_norm(s[0], normalized_shape, weight, bias, eps))
-    x, ts = _flat(s, d)
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
-    r = torch.rsqrt(var + eps)
-    unit = (x - mean).mul_(r)
-    _centred(y, ts, unit, r, None if weight is None else wide(weight).flatten(), centre=True)
-    return Dual(y)
-
-
-def _centred(y: Tensor, ts: Tensor, unit: Tensor, r: Tensor, weight: Tensor | None, *, centre: bool) -> None:
-    """y[1:] = w r (t - <t> - unit <t unit>), the middle term if ``centre``."""
-    n = unit.shape[-1]
-    for part in blocks(ts):
-        t = wide(ts[part])
-        along = torch.linalg.vecdot(t, unit.expand_as(t)).unsqueeze(-1) / n
-        z = torch.addcmul(t, unit, along, value=-1)
-        if centre:
-            z.sub_(t.mean(-1, keepdim=True))
-        z.mul_(r)
-        if weight is not None:
-            z.mul_(weight)
-        y[1:][part].copy_(z.view(-1, *y.shape[1:]))
+    return _row_norm(LAYER_NORM_JVP, input, normalized_shape, weight, bias, eps)
 
 
 @rule("rms_norm", kind="norm", formula="t' = w r (t - x^ <t x^>) over each row, x^ = x r, r = 1 / rms")
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
-    if is_dual(weight) or not isinstance(input, Dual):
+    if is_dual(weight) or not isinstance(input, Dual) or not input.is_floating_point():
         return NotImplemented
-    s, d = input.stack, len(normalized_shape)
-    y = torch.empty_like(s)
-    y[0].copy_(F.rms_norm(s[0], normalized_shape, weight, eps))
-    x, ts = _flat(s, d)
-    r = torch.rsqrt((x * x).mean(-1, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
-    _centred(y, ts, x * r, r, None if weight is None else wide(weight).flatten(), centre=False)
-    return Dual(y)
+    eps = torch.finfo(wide(input.stack[:0]).dtype).eps if eps is None else eps
+    return _row_norm(RMS_NORM_JVP, input, normalized_shape, weight, None, eps)
+
+
+def _row_norm(
+    spec: OpSpec, input: Dual, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Dual:
+    given = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    sizes = tuple(input.shape[input.dim() - len(given) :])
+    for w in (weight, bias):
+        if given != sizes or not given or (w is not None and tuple(w.shape) != given):
+            F.layer_norm(input.stack[0], given, weight, bias)  # raises
+    weight, bias = (None if w is None else w.reshape(1, -1) for w in (weight, bias))
+    if len(given) == 1:
+        return Dual.later(NormedRows(input.stack, spec, weight, bias, eps))
+    rows = NormedRows(input.stack.flatten(-len(given)), spec, weight, bias, eps)
+    return Dual(rows.stack().view(input.slots, *input.shape))
 
 
 @rule("batch_norm", kind="norm", formula="t' = w t / sqrt(running_var + eps) (eval mode; refused in training)")
@@ -143,31 +100,30 @@ RULES[torch.batch_norm] = Rule(
 )
 
 
-def _softmax_like(name: str) -> None:
-    f = getattr(torch, name)
-    log = name == "log_softmax"
-
-    def apply(input: Dual, dim: int | None = None, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
-        dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype)
-        if dim is None:
-            return NotImplemented
-        s = input.stack if dtype is None else input.stack.to(dtype)
-        d = slot_dim(dim, input.dim())
-        y = torch.empty_like(s)
-        y[0].copy_(f(s[0], d - 1))
-        p = torch.softmax(wide(s[0]), d - 1)
-        for part in blocks(s[1:]):
-            t = wide(s[1:][part])
-            h = t * p
-            along = h.sum(d, keepdim=True)
-            y[1:][part].copy_(t - along if log else h.addcmul_(p, along, value=-1))
-        return Dual(y)
-
-    rule(name, kind="norm", formula="t' = t - <y, t>" if log else "t' = y (t - <y, t>)")(apply)
+@rule("softmax", kind="norm", formula="t' = y (t - <y, t>)")
+def _softmax(
+    input: Dual, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None, **_: Any
+) -> Any:
+    if isinstance(_stacklevel, torch.dtype):  # torch.softmax(x, dim, dtype)
+        dtype = _stacklevel
+    if dim is None or not (dtype or input.dtype).is_floating_point or input.dim() == 0:
+        return NotImplemented
+    s = input.stack if dtype is None else input.stack.to(dtype)
+    return Dual(_fused.softmax(s, slot_dim(dim, input.dim())))
 
 
-_softmax_like("softmax")
-_softmax_like("log_softmax")
+@rule("log_softmax", kind="norm", formula="t' = t - <y, t>")
+def _log_softmax(input: Dual, dim: int | None = None, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype)
+    if dim is None:
+        return NotImplemented
+    s = input.stack if dtype is None else input.stack.to(dtype)
+    d = slot_dim(dim, input.dim())
+    y = torch.empty_like(s)
+    y[0].copy_(torch.log_softmax(s[0], d - 1))
+    t, p = wide(s[1:]), torch.softmax(wide(s[0]), d - 1)
+    y[1:].copy_(t - (t * p).sum(d, keepdim=True))
+    return Dual(y)
 
 
 @rule("logsumexp", kind="norm", formula="t' = <softmax(x), t>")

@@ -10,16 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from balanced_rep.autodiff import _fused
 from balanced_rep.autodiff._dual import Dual, is_dual, primal, slots
+from balanced_rep.autodiff._pending import Activated, NormedGroups, NormedRows, Scaled
 from balanced_rep.autodiff._registry import RULES, Rule, rule
+from balanced_rep.ops._jvp import wide
 
-HALF = (torch.float16, torch.bfloat16)
 Derivative = Callable[..., Tensor]
-
-
-def wide(x: Tensor) -> Tensor:
-    """float32 for half types: derivatives and statistics are not taken in less."""
-    return x.float() if x.dtype in HALF else x
 
 
 def _elementwise(name: str, derivative: Derivative, formula: str, *, holomorphic: bool = True) -> None:
@@ -37,24 +34,6 @@ def _elementwise(name: str, derivative: Derivative, formula: str, *, holomorphic
         return Dual(y)
 
     rule(name, kind="pointwise", formula=formula)(apply)
-
-
-def _silu(x: Tensor) -> Tensor:
-    g = torch.sigmoid(x)
-    return torch.addcmul(g, x * g, 1 - g)
-
-
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    if approximate == "none":
-        return torch.addcmul(
-            torch.erf(x * math.sqrt(0.5)).add_(1).mul_(0.5),
-            x,
-            torch.exp(x * x * -0.5),
-            value=1 / math.sqrt(2 * math.pi),
-        )
-    c, a = math.sqrt(2 / math.pi), 0.044715
-    t = torch.tanh(c * (x + a * x * x * x))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (c * (1 + 3 * a * x * x))
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -81,8 +60,6 @@ def _sigmoid(x: Tensor) -> Tensor:
 
 
 for _name, _derivative, _formula in (
-    ("silu", _silu, "t' = t g (1 + x (1 - g)), g = sigmoid(x)"),
-    ("gelu", _gelu, "t' = t (Phi(x) + x phi(x)), or of the tanh form"),
     ("sigmoid", _sigmoid, "t' = t y (1 - y)"),
     ("tanh", _sech2, "t' = t (1 - y^2)"),
     ("softplus", _softplus, "t' = t sigmoid(beta x)"),
@@ -106,6 +83,22 @@ for _name, _derivative, _formula in (
     ("abs", torch.sgn, "t' = t sgn(x)"),
 ):
     _elementwise(_name, _derivative, _formula, holomorphic=_name != "abs")
+
+
+@rule("silu", kind="pointwise", formula="t' = t g (1 + x (1 - g)), g = sigmoid(x)")
+def _silu(input: Dual, inplace: bool = False) -> Any:
+    if not input.is_floating_point():
+        return NotImplemented
+    if isinstance(pending := input.pending, NormedGroups):
+        return Dual(pending.checked().compute(silu=True))
+    return Dual.later(Activated(input.stack, "silu"))
+
+
+@rule("gelu", kind="pointwise", formula="t' = t (Phi(x) + x phi(x)), or of the tanh form")
+def _gelu(input: Dual, approximate: str = "none") -> Any:
+    if not input.is_floating_point() or approximate not in ("none", "tanh"):
+        return NotImplemented
+    return Dual.later(Activated(input.stack, "gelu" if approximate == "none" else "gelu_tanh"))
 
 
 def _gated(name: str, closed: Callable[..., Tensor], slope: Callable[..., float], formula: str) -> None:
@@ -186,8 +179,14 @@ def _ndim(x: Any) -> int:
 def _result(x: Any, y: Any) -> tuple[torch.Size, torch.dtype, int]:
     """Shape and dtype that torch gives ``x op y``, and dims."""
     shape = torch.broadcast_shapes(*(v.shape for v in (x, y) if isinstance(v, Tensor)))
-    dtype = torch.result_type(primal(x), primal(y))
-    return shape, dtype, len(shape)
+    if _ndim(x) and _ndim(y):  # without a look at values, which may still wait
+        return shape, torch.promote_types(x.dtype, y.dtype), len(shape)
+    return shape, torch.result_type(*(_typed(v) for v in (x, y))), len(shape)
+
+
+def _typed(x: Any) -> Any:
+    """Something of the dtype and kind of ``x``, as type promotion tells tensors, 0-dim tensors and numbers apart."""
+    return torch.empty([0] * x.dim(), dtype=x.dtype) if isinstance(x, Dual) else x
 
 
 def _empty(like: Tensor, n_slots: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -200,6 +199,9 @@ def _empty(like: Tensor, n_slots: int, shape: torch.Size, dtype: torch.dtype) ->
 def _sum(x: Any, y: Any, alpha: Any = 1) -> Dual:
     """``x + alpha y``."""
     shape, dtype, n = _result(x, y)
+    for a, b in ((x, y), (y, x)) if alpha == 1 else ():
+        if (joined := _joined(a, b)) is not None:
+            return joined
     if isinstance(x, Dual) and isinstance(y, Dual):
         return Dual(torch.add(_align(x.stack, n), _align(y.stack, n), alpha=alpha))
     moving = x if isinstance(x, Dual) else y
@@ -211,6 +213,17 @@ def _sum(x: Any, y: Any, alpha: Any = 1) -> Dual:
     # copy_ broadcasts; out= would shrink the view to the shape of the smaller operand.
     out[1:].copy_(s[1:] if moving is x or alpha == 1 else s[1:] * alpha)
     return Dual(out)
+
+
+def _joined(x: Any, y: Any) -> Dual | None:
+    """``x + y`` together with what ``x`` waits for: a scale, or a norm if ``y`` is a constant shift."""
+    pending = x.pending if isinstance(x, Dual) else None
+    if isinstance(pending, NormedRows) and not isinstance(y, Dual):
+        moved = pending.checked().plus(y)
+        return None if moved is None else Dual.later(moved)
+    if isinstance(pending, Scaled) and isinstance(y, Dual) and y.shape == x.shape and y.dtype == x.dtype:
+        return Dual(torch.addcmul(y.stack, pending.checked().source, pending.factor))
+    return None
 
 
 @rule("add", kind="pointwise", formula="t' = t_a + alpha t_b")
@@ -234,13 +247,26 @@ for _f in (torch.rsub, Tensor.__rsub__):
 @rule("mul", kind="pointwise", formula="t' = t_a b + a t_b")
 def _mul(input: Any, other: Any) -> Dual:
     shape, dtype, n = _result(input, other)
-    a, b = (_align(v.stack, n) if isinstance(v, Dual) else v for v in (input, other))
     if _plain(input) or _plain(other):
-        return Dual(a * b)
+        moving, factor = (other, input) if _plain(input) else (input, other)
+        return _times_constant(moving, factor, shape, dtype, n)
+    for h, g in ((input, other), (other, input)):
+        if isinstance(g.pending, Activated) and h.shape == g.shape and h.dtype == g.dtype and h is not g:
+            return Dual(_fused.gated(h.stack, g.pending.checked().source, g.pending.kind))
+    a, b = _align(input.stack, n), _align(other.stack, n)
     out = _empty(a, a.shape[0], shape, dtype)
     torch.mul(a, b[0], out=out)
     out[1:].addcmul_(b[1:].to(dtype), a[0].to(dtype))
     return Dual(out)
+
+
+def _times_constant(moving: Dual, factor: Any, shape: torch.Size, dtype: torch.dtype, n: int) -> Dual:
+    if shape == moving.shape and dtype == moving.dtype:
+        if isinstance(moving.pending, NormedRows) and (scaled := moving.pending.checked().times(factor)) is not None:
+            return Dual.later(scaled)
+        if isinstance(factor, Tensor) and factor.dim() > 0 and dtype.is_floating_point and factor.dtype == dtype:
+            return Dual.later(Scaled(moving.stack, factor))
+    return Dual(_align(moving.stack, n) * factor)
 
 
 @rule("div", kind="pointwise", formula="t' = (t_a - y t_b) / b")

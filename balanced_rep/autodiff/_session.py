@@ -34,6 +34,7 @@ class Session:
         fresh: Buffers made by a factory function during this pass: a value with tangents may be written into them.
         autocast_dtypes: (function, dtypes) to the dtype that autocast gives the result.
         on_dual: Called with every new Dual: the memory estimate listens here.
+        pending: Duals that wait to be read.
     """
 
     n_slots: int = 1
@@ -46,11 +47,24 @@ class Session:
     fresh: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
     autocast_dtypes: dict[Any, torch.dtype] = field(default_factory=dict)
     on_dual: Callable[[Any], None] | None = None
+    pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
     def remember_fresh(self, x: Any) -> None:
         """Notes a buffer that was made during this pass."""
         if type(x) is Tensor:
             self.fresh[id(x)] = weakref.ref(x)
+
+    def remember_pending(self, x: Any) -> None:
+        """Notes a Dual that waits to be read."""
+        self.pending[id(x)] = weakref.ref(x)
+
+    def settle(self, but: Any = None) -> None:
+        """Computes everything that waits, before something is written in place; ``but`` is about to be overwritten."""
+        waiting, self.pending = self.pending, {}
+        for ref in waiting.values():
+            x = ref()
+            if x is not None and x.pending is not None and x is not but:
+                _ = x.stack
 
     def is_fresh(self, x: Tensor) -> bool:
         """Whether ``x`` itself came out of a factory function during this pass."""

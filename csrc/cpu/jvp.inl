@@ -7,8 +7,7 @@
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
 
-#define BR_PAIRS(f) \
-  {f<float, float>, f<double, double>, f<Half, Half>, f<BFloat, BFloat>, f<float, BFloat>}
+#define BR_PAIRS(f) {f<float, float>, f<double, double>, f<Half, Half>, f<BFloat, BFloat>, f<float, BFloat>}
 
 extern const JvpKernels jvp_kernels;
 const JvpKernels jvp_kernels = {

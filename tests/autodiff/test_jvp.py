@@ -125,7 +125,7 @@ def test_memory_that_does_not_suffice(
         return original(f, inputs, kwargs, part, session)
 
     monkeypatch.setattr(_jvp, "one_pass", counted)
-    monkeypatch.setattr(_jvp, "available_bytes", lambda _: 6000)
+    monkeypatch.setattr(_jvp, "available_bytes", lambda _: 4000)
     with caplog.at_level(logging.INFO, "balanced_rep"):
         _, jv = jvp(_net(), x, t)
     assert passes[0] == 1
