@@ -245,8 +245,9 @@ def _is_reverse_mode(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return True
     if func is not Tensor.requires_grad_ and func != _SET_REQUIRES_GRAD:  # a slot wrapper is made anew each time
         return False
+    target = args[0]
     wanted = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
-    return bool(wanted) and not isinstance(args[0], torch.nn.Parameter)
+    return bool(wanted) and not isinstance(target, torch.nn.Parameter)
 
 
 def _refuse_reverse_mode() -> None:

@@ -64,7 +64,7 @@ class Pending:
 
     def stack(self) -> Tensor:
         """The stack of the result; autocast has had its say when the function was called."""
-        with torch.autocast(self.source.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.source.device.type, enabled=False):  # perhaps after the pass
             return self.checked().compute()
 
 

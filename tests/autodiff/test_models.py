@@ -226,7 +226,9 @@ def test_model(make: Callable, agrees: Callable):
         y = model(x, **kwargs)
         return y if isinstance(y, Tensor) else y.sample
 
-    agrees(f, x, k=2, strict=True, rtol=1e-8, atol=1e-9)
+    # Flux turns queries and keys in float32, where x cos + y sin is rounded once less here.
+    rtol, atol = (1e-5, 1e-6) if make is flux else (1e-8, 1e-9)
+    agrees(f, x, k=2, strict=True, rtol=rtol, atol=atol)
 
 
 def test_output_classes_of_diffusers_and_kwargs():
