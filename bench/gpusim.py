@@ -135,6 +135,7 @@ def sections() -> Iterator[str]:
     assumed = (
         f"Bytes over {roofline.BANDWIDTH_SHARE:.0%} of the bandwidth, or flops over {roofline.PEAK_SHARE:.0%} of the "
         f"peak where that takes longer, and {roofline.OVERHEAD_US:g} us for the launch: assumptions, not measurements. "
+        "Integer operations are not in it: for philox, which consists of them, it is a lower bound and no more. "
         "Counts are scaled to 1 GiB of inputs and outputs; in brackets the time of a kernel that only moves these."
     )
     yield f"## Roofline (model)\n\n{assumed}\n\n{roofline.table(names, ROOFLINE_BYTES)}"

@@ -6,7 +6,8 @@ to an input and output of a given size. Then
 
     time = max(bytes / (0.85 bandwidth), flops32 / (0.7 peak32) + flops64 / (0.7 peak64)) + 3 us,
 
-where 0.85, 0.7 and the launch overhead of 3 us are assumptions. *Fused minimum* is the same for a kernel that reads its
+where 0.85, 0.7 and the launch overhead of 3 us are assumptions; integer operations are not in it, so for a kernel that
+consists of them (philox) it is a lower bound and no more. *Fused minimum* is the same for a kernel that reads its
 inputs once, writes its outputs once, and computes for free.
 """
 
