@@ -56,8 +56,9 @@ bench: $(VENV)/.dev $(VENV)/.built  ## benchmarks on this machine
 docs: $(VENV)/.dev $(VENV)/.built  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-tables: $(VENV)/.dev $(VENV)/.built  ## rewrite the generated blocks of README.md and docs/
+tables: $(VENV)/.dev $(VENV)/.built  ## rewrite what is generated in README.md and docs/: tables, figures of benchmarks
 	$(PY) scripts/update_tables.py
+	$(PY) bench/_plot.py
 
 wheel: $(VENV)/.dev  ## sdist and wheel, in dist/
 	rm -rf dist

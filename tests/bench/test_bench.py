@@ -128,6 +128,15 @@ def test_bars_say_no(report):
     assert next(b for b in report.moments_bars(rows[:1]) if "torch.std" in b.what).met is True
 
 
+def test_figures_have_the_same_bytes_again(bench_path, tmp_path):
+    plot = importlib.import_module("_plot")
+    for folder in ("first", "second"):
+        assert plot.main(["--out", str(tmp_path / folder)]) == 0
+    assert {path.name for path in (tmp_path / "first").iterdir()} == set(plot.FIGURES)
+    for name in plot.FIGURES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
 def test_pytest_collects_the_benchmarks(bench_path):
     command = [sys.executable, "-m", "pytest", str(bench_path), "--collect-only", "-q", "--benchmark-only"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bench_path.parent)
