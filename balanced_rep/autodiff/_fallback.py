@@ -58,8 +58,8 @@ def fallback(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Dual)]
-    primals = tuple(leaves[i].stack[0] for i in where)
-    tangents = tuple(leaves[i].stack[1:] for i in where)
+    stacks = [_dense(leaves[i].stack) for i in where]
+    primals, tangents = tuple(s[0] for s in stacks), tuple(s[1:] for s in stacks)
     others: list[Any] = []
     layout: list[Any] = []
 
@@ -84,6 +84,12 @@ def fallback(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     return pytree.tree_unflatten(
         [_join(*next(found)) if at else other for at, other in zip(tensor_at, others, strict=True)], tree
     )
+
+
+def _dense(stack: Tensor) -> Tensor:
+    """A copy of what may lie on itself in memory (expand, unfold): torch's forward mode writes into its tangents."""
+    overlaps = torch._debug_has_internal_overlap(stack)  # pyright: ignore[reportPrivateImportUsage]
+    return stack.contiguous() if overlaps else stack
 
 
 def _join(value: Tensor, tangents: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from balanced_rep.autodiff._dual import Dual, primal
 from balanced_rep.autodiff._errors import FallbackError, UnsupportedError
 from balanced_rep.autodiff._fallback import fallback
 from balanced_rep.autodiff._inplace import is_inplace, writable, write_back
-from balanced_rep.autodiff._registry import PRODUCTS, Rule, function_name, lookup
+from balanced_rep.autodiff._registry import PRODUCTS, Rule, function_name, lookup, returns_view
 from balanced_rep.autodiff._session import Session, calling_module, current
 
 __all__ = ["Interceptor", "intercept"]
@@ -128,7 +128,12 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
     label = name
     if found is not None:
         route, label = "composite" if found.composite else "rule", found.name
-        result = _apply(session, found, func, args, kwargs)
+        try:
+            result = _apply(session, found, func, args, kwargs)
+        except IndexError:
+            if not _has_scalar(args):
+                raise
+            result = NotImplemented  # torch lets dim=0 and -1 pass for a tensor without dims; so does the fallback
     if found is None or result is NotImplemented:
         label = name
         route, result = _without_rule(session, func, name, args, kwargs)
@@ -142,8 +147,9 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
 def _without_rule(
     session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, Any]:
-    base = name.removesuffix("_") if is_inplace(func, name) else name
-    if base in known.PRIMAL_DECIDES or name in known.TANGENT_STOPS:
+    short = name.split(".")[1] if name.startswith("aten.") else name
+    base = short.removesuffix("_") if is_inplace(func, name) else short
+    if base in known.PRIMAL_DECIDES or short in known.TANGENT_STOPS:
         with _WITHOUT_DUALS():
             return "primal", _on_primals(func, args, kwargs)
     if name in known.LIKE_FACTORIES:
@@ -153,9 +159,9 @@ def _without_rule(
         return "primal", result
     if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
         _refuse_random(name)
-    if (why := known.REFUSED.get(name)) is not None:
+    if (why := known.REFUSED.get(short)) is not None:
         raise UnsupportedError(f"br.jvp: {name} on a value with tangents{calling_module()}: it {why}.")
-    if base in known.VIEWS_WITHOUT_RULE:
+    if base in known.VIEWS_WITHOUT_RULE or returns_view(func):
         raise UnsupportedError(f"br.jvp: {name} may return a view, and has no rule; use reshape or indexing.")
     if (why := _opaque(func)) is not None:
         raise UnsupportedError(f"br.jvp: {name}{calling_module()} {why}")
@@ -174,6 +180,10 @@ def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function may write into memory that something else looks at."""
     written = is_inplace(func, name) or name in ("__setitem__", "__setstate__") or name.startswith("__i")
     return written or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+
+
+def _has_scalar(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Dual) and x.stack.dim() == 1 for x in args)
 
 
 def _opaque(func: Any) -> str | None:

@@ -29,6 +29,7 @@ PRIMAL_DECIDES = frozenset({
     "argsort", "nonzero", "argwhere", "count_nonzero", "bucketize", "searchsorted", "equal", "allclose", "is_nonzero",
     "__bool__", "__nonzero__", "__contains__", "result_type", "is_distributed", "long", "int", "bool", "short", "char",
     "byte", "isin", "bincount", "floor_divide", "__floordiv__", "__index__", "__int__", "__long__",
+    "_assert_tensor_metadata", "_assert_async",
 })  # fmt: skip
 
 # The value leaves the tensor world, or the caller asks for no derivative: as torch.func.jvp does, and counted.
@@ -78,7 +79,6 @@ REFUSED = {
 
 # They may return a view: a copy made by the fallback would silently miss writes through it.
 VIEWS_WITHOUT_RULE = frozenset({
-    "narrow_copy_", "hsplit", "vsplit", "dsplit", "view_as_complex_copy", "adjoint", "ravel", "column_stack_",
-    "atleast_1d", "atleast_2d", "atleast_3d", "resolve_conj", "resolve_neg", "conj", "positive", "refine_names",
-    "rename", "align_to", "align_as", "align_tensors", "imag", "values", "indices", "H", "mH",
+    "hsplit", "vsplit", "dsplit", "atleast_1d", "atleast_2d", "atleast_3d", "sum_to_size", "refine_names", "rename",
+    "align_to", "align_as", "align_tensors", "values", "indices",
 })  # fmt: skip

@@ -17,7 +17,18 @@ from torch import Tensor
 
 from balanced_rep.autodiff._properties import REFUSED
 
-__all__ = ["PRODUCTS", "RULES", "Kind", "Rule", "forms", "function_name", "lookup", "register_rule", "rule"]
+__all__ = [
+    "PRODUCTS",
+    "RULES",
+    "Kind",
+    "Rule",
+    "forms",
+    "function_name",
+    "lookup",
+    "register_rule",
+    "returns_view",
+    "rule",
+]
 
 Kind = Literal["view", "structure", "linear", "pointwise", "norm", "attention", "composite", "library"]
 PRODUCTS = ("linear", "attention")  # under autocast these take all operands in one lower dtype
@@ -93,7 +104,23 @@ def lookup(func: Any) -> Rule | None:
     if (name := function_name(func)).endswith("_") and not name.startswith("__") and name not in REFUSED:
         return _BY_NAME.get(_ALIASES.get(name[:-1], name[:-1])) if func in _torch_inplace() else None
     packet = getattr(func, "overloadpacket", None)
-    return None if packet is None else RULES.get(packet)
+    return RULES.get(packet) or _aten_view(func)
+
+
+def returns_view(func: Any) -> bool:
+    """Whether ``func`` is an operator such as ``torch.ops.aten.view``, whose result shares memory with its input."""
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return any(returns_view(getattr(func, name)) for name in func.overloads())
+    return isinstance(func, torch._ops.OpOverload) and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+    )
+
+
+def _aten_view(func: Any) -> Rule | None:
+    """The rule of the function that an operator stands for, if its result is a view: these take the same arguments."""
+    space, _, name = function_name(func).partition(".")
+    name = name.split(".")[0]
+    return _BY_NAME.get(_ALIASES.get(name, name)) if space == "aten" and returns_view(func) else None
 
 
 def function_name(func: Any) -> str:

@@ -152,6 +152,8 @@ _along("cumsum")
 @rule("roll", kind="structure", formula=SAME)
 def _roll(input: Dual, shifts: Any, dims: Any = ()) -> Dual:
     s, n = input.stack, input.dim()
+    if not n:
+        return Dual(s.clone())
     if dims == () or dims is None:
         return Dual(s.flatten(1).roll(shifts, 1).view(s.shape))
     return Dual(s.roll(shifts, [slot_dim(d, n) for d in ([dims] if isinstance(dims, int) else dims)]))

@@ -96,12 +96,51 @@ def _matrix_transposed(input: Dual) -> Dual:
     return Dual(input.stack.transpose(-1, -2))
 
 
+def _adjoint(input: Dual) -> Dual:
+    return _conj(_matrix_transposed(input))
+
+
 def _real(input: Dual) -> Dual:
     return Dual(input.stack.real) if input.is_complex() else input
 
 
-for _name, _fn in {"T": _reversed, "mT": _matrix_transposed, "real": _real}.items():
+for _name, _fn in {
+    "T": _reversed, "mT": _matrix_transposed, "H": _adjoint, "mH": _adjoint, "real": _real,
+    "imag": lambda input: Dual(input.stack.imag),
+}.items():  # fmt: skip
     RULES[getattr(Tensor, _name).__get__] = Rule(_name, "view", _fn, SAME)
+RULES[torch.adjoint] = RULES[Tensor.adjoint] = Rule("adjoint", "view", _adjoint, SAME)
+for _name, _fn in {"real": _real, "imag": lambda input: Dual(input.stack.imag)}.items():
+    RULES[getattr(torch, _name)] = Rule(_name, "view", _fn, SAME)
+
+
+@rule("conj", kind="view", formula=SAME)
+def _conj(input: Dual) -> Dual:
+    return Dual(input.stack.conj()) if input.is_complex() else input
+
+
+@rule("resolve_conj", "resolve_neg", kind="view", formula=SAME)
+def _resolved(input: Dual) -> Dual:
+    s = input.stack.resolve_conj().resolve_neg()
+    return input if s is input.stack else Dual(s)
+
+
+@rule("conj_physical", kind="view", formula=SAME)
+def _conj_copied(input: Dual) -> Dual:
+    return Dual(input.stack.conj_physical()) if input.is_complex() else input
+
+
+@rule("positive", kind="view", formula=SAME)
+def _positive(input: Dual) -> Dual:
+    return input
+
+
+def _slice(input: Dual, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Dual:
+    return Dual(torch.ops.aten.slice(input.stack, slot_dim(dim, input.dim()), start, end, step))
+
+
+RULES[torch.ops.aten.alias] = Rule("alias", "view", _positive, SAME)
+RULES[torch.ops.aten.slice] = Rule("slice", "view", _slice, SAME)
 
 
 @rule("unsqueeze", kind="view", formula=SAME)

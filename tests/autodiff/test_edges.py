@@ -115,3 +115,78 @@ def test_reverse_mode_that_meets_no_activation_is_left_alone(draw: Callable):
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     jvp(lambda x: x * weight.requires_grad_(True), draw(2, 3), draw(1, 2, 3))
     jvp(lambda x: x.detach().requires_grad_(False) * x, draw(2, 3), draw(1, 2, 3))
+
+
+SCALARS = {
+    "softmax": lambda x: x.softmax(-1),
+    "sum": lambda x: x.sum(0) + x.mean(-1),
+    "logsumexp": lambda x: x.logsumexp(0),
+    "max": lambda x: x.max(0).values,
+    "sort": lambda x: x.sort().values,
+    "cumsum": lambda x: x.cumsum(0),
+    "transpose": lambda x: x.transpose(0, -1).movedim(0, -1),
+    "roll": lambda x: x.roll(1),
+    "index_select": lambda x: x.index_select(0, torch.tensor([0])),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_tensor_without_dims_has_the_dim_0(name: str, agrees: Callable, draw: Callable):
+    agrees(SCALARS[name], draw(), strict=False)
+
+
+def test_a_wrong_dim_is_still_an_error(draw: Callable):
+    for f, x in ((lambda x: x.softmax(1), draw()), (lambda x: x.softmax(2), draw(2, 3))):
+        with pytest.raises(IndexError, match="Dimension out of range"):
+            jvp(f, x, x[None])
+
+
+OVERLAPPING = {
+    "expand": lambda x: torch.celu(x[:1].expand(4, 6)),
+    "expand written": lambda x: x[:1].expand(4, 6).index_add(0, torch.tensor([0]), x[:1]),
+    "unfold": lambda x: torch.celu(x.flatten().unfold(0, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_a_fallback_takes_memory_that_overlaps(name: str, draw: Callable):
+    """By hand: torch's own forward mode refuses such tangents, or writes the same one twice."""
+    x, t, step = draw(4, 6), draw(2, 4, 6), 1e-6
+    f = OVERLAPPING[name]
+    y, jv = jvp(f, x, t)
+    want = torch.stack([(f(x + step * v) - f(x - step * v)) / (2 * step) for v in t])
+    torch.testing.assert_close(y, f(x))
+    torch.testing.assert_close(jv, want, rtol=1e-6, atol=1e-8)
+
+
+ALIASES = {
+    "plus": lambda x: +x,
+    "adjoint": lambda x: x.adjoint(),
+    "mH": lambda x: x.mH,
+    "conj_physical": lambda x: x.conj_physical(),
+    "aten view": lambda x: torch.ops.aten.view(x, [24]),
+    "aten t": lambda x: torch.ops.aten.t.default(x),
+    "aten slice": lambda x: torch.ops.aten.slice.Tensor(x, 0, 0, 2),
+    "aten select": lambda x: torch.ops.aten.select.int(x, 0, 1),
+    "aten alias": lambda x: torch.ops.aten.alias.default(x),
+    "aten expand": lambda x: torch.ops.aten.expand(x, [4, 6]),
+    "aten to": lambda x: torch.ops.aten.to.dtype(x, torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_writes_through_an_alias_are_seen(name: str, agrees: Callable, draw: Callable):
+    def both(x: Tensor) -> list[Tensor]:
+        x = x * 1.0
+        y = ALIASES[name](x)
+        y.mul_(2.0)
+        x.add_(x)
+        return [x, y * 1.0]
+
+    agrees(both, draw(4, 6))
+
+
+def test_a_view_without_a_rule_is_refused(draw: Callable):
+    for f in (lambda x: x.sum_to_size(2, 3), lambda x: x.vsplit(2)):
+        with pytest.raises(UnsupportedError, match="may return a view"):
+            jvp(f, draw(2, 3), draw(1, 2, 3))
