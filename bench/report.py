@@ -167,6 +167,37 @@ def _worst_record(
     return figures, all(float(row[column]) <= most for row in rows)
 
 
+def record_table(rows: list[Row]) -> str:
+    """What listening costs and what stopping saves, a column for each batch size."""
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    lines = [f"| | {' | '.join(f'batch {batch}' for batch in batches)} |", "|---|" + "--:|" * len(batches)]
+
+    def add(what: str, candidate: str, show: Callable[[Row, Row], str]) -> None:
+        cells = []
+        for batch in batches:
+            forward, row = (pick(rows, batch=batch, candidate=name)[0] for name in ("forward", candidate))
+            cells.append(show(row, forward))
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+
+    def share(column: str) -> Callable[[Row, Row], str]:
+        return lambda row, forward: f"{100 * float(row[column]) / float(forward['cpu_ms']):.2f} %"
+
+    def end_to_end(row: Row, _: Row) -> str:
+        middle, low, high = (100 * (float(row[f"of_forward{end}"]) - 1) for end in ("", "_p20", "_p80"))
+        return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+    stop = "stop after up_blocks.0"
+    add("plain forward", "forward", lambda row, _: f"{float(row['cpu_ms']):.0f} ms")
+    add('inside the hooks, 8 layers, `pool="max"`', "record, pooled", share("hooks_cpu_ms"))
+    add("inside the hooks, 8 layers, every value", "record, full", share("hooks_cpu_ms"))
+    add("opening and closing the record", "record, full", share("opening_cpu_ms"))
+    add('end to end, `pool="max"`', "record, pooled", end_to_end)
+    add("end to end, every value", "record, full", end_to_end)
+    add("stopped after `up_blocks.0`", stop, lambda row, _: f"{1 / float(row['of_forward']):.2f} x faster")
+    add("the same by counted operations", stop, lambda row, fwd: f"{float(fwd['gflop']) / float(row['gflop']):.2f} x")
+    return "\n".join(lines)
+
+
 def bars_table(bars: Sequence[Bar]) -> str:
     """Markdown table of bars, one column of figures for each number of threads."""
     counts = sorted({n for bar in bars for n in bar.figures if n is not None}) or ["1"]
@@ -272,8 +303,11 @@ def _order(rows: list[Row], key: tuple[str, str]) -> tuple[int, int]:
 
 
 def markdown(table: str = "bars", threads: str = "1") -> str:
-    """One generated block: "bars", "summary", "statistics", "pooled", "call", "isa", "accuracy" or "machine"."""
+    """A generated block: "bars", "summary", "statistics", "pooled", "call", "isa", "accuracy", "record", "machine"."""
     moments, accuracy = read(RESULTS / "moments.csv"), read(RESULTS / "accuracy.csv")
+    if table == "record":
+        record = read(RESULTS / "record.csv")
+        return f"{record_table(record)}\n\n{machine_line(record)}" if record else NOTHING
     if table == "accuracy":
         return accuracy_table(accuracy) if accuracy else NOTHING
     if not moments:
