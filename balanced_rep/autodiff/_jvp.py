@@ -170,7 +170,7 @@ def one_pass(
     n = part.stop - part.start
     session.n_slots = 1 + n
     result = run(f, inputs.stacked(part), kwargs, session)
-    value, t, tensors, moving = split_output(result, n)
+    value, t, tensors, moving = split_output(result, n, contiguous=session.channels_last)
     if not tensors:
         raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")
     if not moving:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from balanced_rep.autodiff._dual import Dual
+from balanced_rep.autodiff._fused import channels_last
 
 __all__ = ["Collected", "split_output", "tree_map"]
 
@@ -33,18 +34,24 @@ def tree_map(fn: Callable[[Any], Any], tree: Any) -> Any:
     return pytree.tree_map(leaf, tree, is_leaf=_is_plain_dataclass)
 
 
-def split_output(output: Any, n_tangents: int) -> tuple[Any, Any, int, int]:
+def split_output(output: Any, n_tangents: int, *, contiguous: bool = False) -> tuple[Any, Any, int, int]:
     """Takes an output of ``f`` apart.
 
     Args:
         output: What ``f`` returned, with Duals.
         n_tangents: K of this pass.
+        contiguous: Turn back tensors that are channels last.
 
     Returns:
         The primals; the tangents, where a tensor that does not depend on the input has zeros and anything else
         ``None``; how many tensors there are; how many of them carry tangents.
     """
     count = [0, 0]
+
+    def settled(x: Any) -> Any:
+        if isinstance(x, Dual) and contiguous and channels_last(x.stack):
+            return Dual(x.stack.contiguous())
+        return x
 
     def value(x: Any) -> Any:
         count[0] += isinstance(x, Tensor)
@@ -56,6 +63,7 @@ def split_output(output: Any, n_tangents: int) -> tuple[Any, Any, int, int]:
             return x.stack[1:]
         return x.new_zeros((n_tangents, *x.shape)) if isinstance(x, Tensor) else None
 
+    output = tree_map(settled, output)
     values, tangents = tree_map(value, output), tree_map(tangent, output)
     return values, tangents, count[0], count[1]
 

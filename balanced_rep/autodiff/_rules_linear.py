@@ -15,6 +15,7 @@ from torch import Tensor
 from balanced_rep.autodiff._dual import Dual, is_dual, primal, slot_dim, slots
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.autodiff._rules_structure import on_rows
+from balanced_rep.autodiff._session import current
 
 PRODUCT = "t' = t_a b + a t_b"
 
@@ -48,13 +49,29 @@ def _add_bias(y: Tensor, bias: Tensor | None, behind: int) -> Tensor:
     return y
 
 
+def _channels_last(x: Dual, spatial: int) -> bool:
+    """Whether to convolve in channels last: what follows keeps the layout, so that few inputs have to be copied."""
+    fast = spatial == 2 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    if not fast or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    if (session := current()) is not None:
+        session.channels_last = True
+    return True
+
+
 def _convolution(name: str, spatial: int) -> None:
     conv = getattr(F, name)
 
     def apply(input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         if is_dual(weight) or not isinstance(input, Dual):
             return NotImplemented
-        y = on_rows(lambda rows: conv(rows, weight, None, *args, **kwargs), input, spatial + 2)
+        last = _channels_last(input, spatial)
+
+        def on(rows: Tensor) -> Tensor:
+            rows = rows.contiguous(memory_format=torch.channels_last) if last and rows.dim() == 4 else rows
+            return conv(rows, weight, None, *args, **kwargs)
+
+        y = on_rows(on, input, spatial + 2)
         return Dual(_add_bias(y.stack, bias, spatial))
 
     rule(name, kind="linear", formula="t' = conv(t, W)")(apply)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, lift, primal, slot_dim, slots
+from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._inplace import writable
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.autodiff._rules_views import SAME, moves_front, stack_index
@@ -94,7 +95,11 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0, **kwargs: int) -> Dual:
     kept = [x for x in tensors if x.shape != (0,)] or list(tensors)
     d, dtype, n = slot_dim(dim, kept[0].dim()), _common_dtype(tensors), slots(*tensors)
     if all(is_dual(x) for x in kept):
-        return Dual(torch.cat(_joined(kept), d))
+        stacks = _joined(kept)
+        if d > 1 and channels_last(stacks[0]):  # torch knows the layout of four dims
+            rows = torch.cat([s.flatten(0, 1) for s in stacks], d - 1)
+            return Dual(rows.unflatten(0, stacks[0].shape[:2]))
+        return Dual(torch.cat(stacks, d))
     # Zeros of the tensors without tangents are written once, into the result.
     shape = list(kept[0].shape)
     shape[d - 1] = sum(x.shape[d - 1] for x in kept)
@@ -218,7 +223,10 @@ def on_rows(f: Callable[[Tensor], Tensor], x: Dual, batched_ndim: int) -> Dual:
 def _pad(input: Dual, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Dual:
     s = input.stack
     if mode == "constant":
-        y = F.pad(s, pad)
+        if channels_last(s) and len(pad) // 2 < input.dim():
+            y = on_rows(lambda rows: F.pad(rows, pad), input, input.dim()).stack
+        else:
+            y = F.pad(s, pad)
         if value:
             y[0].copy_(F.pad(s[0], pad, value=value))
         return Dual(y)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 
 SAME = "t' = f(t)"
@@ -31,9 +32,19 @@ def _view(input: Dual, *shape: Any, dtype: torch.dtype | None = None, size: Any 
     try:
         return Dual(s.view(s.shape[0], *wanted))
     except RuntimeError:
+        if channels_last(s):  # a convolution's doing: in torch it would be contiguous
+            return _view_of_contiguous(input, wanted)
         if s.stride(0) >= max((st * (n - 1) for st, n in zip(s.stride()[1:], s.shape[1:], strict=True)), default=0):
             raise  # the primal alone could not be viewed so either
         return Dual(s.reshape(s.shape[0], *wanted))
+
+
+def _view_of_contiguous(x: Dual, shape: list[int]) -> Dual:
+    """Gives ``x`` itself a contiguous buffer first, unless something else looks at the one it has."""
+    s = x.stack.contiguous()
+    if torch._C._storage_Use_Count(x.stack.untyped_storage()._cdata) <= 2:
+        x.become(s)
+    return Dual(s.view(s.shape[0], *shape))
 
 
 @rule("reshape", kind="view", formula=SAME)

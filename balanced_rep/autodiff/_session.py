@@ -34,6 +34,7 @@ class Session:
         fresh: Buffers made by a factory function during this pass: a value with tangents may be written into them.
         autocast_dtypes: (function, dtypes) to the dtype that autocast gives the result.
         on_dual: Called with every new Dual: the memory estimate listens here.
+        channels_last: Convolutions have changed the layout of activations.
         pending: Duals that wait to be read.
     """
 
@@ -47,6 +48,7 @@ class Session:
     fresh: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
     autocast_dtypes: dict[Any, torch.dtype] = field(default_factory=dict)
     on_dual: Callable[[Any], None] | None = None
+    channels_last: bool = False
     pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
     def remember_fresh(self, x: Any) -> None:
