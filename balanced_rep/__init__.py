@@ -10,7 +10,7 @@ from balanced_rep.stats import Recording, RepresentationStats, cat, record, repr
 if TYPE_CHECKING:
     from balanced_rep import autodiff, detection, linalg, models, theory
     from balanced_rep.autodiff import jvp
-    from balanced_rep.linalg import JacobianOperator, StreamingPCA, randomized_svd
+    from balanced_rep.linalg import JacobianOperator, StreamingPCA, jacobian_spectrum, jacobian_svd, randomized_svd
 
 __all__ = [
     "BackendError",
@@ -23,6 +23,8 @@ __all__ = [
     "backend",
     "cat",
     "detection",
+    "jacobian_spectrum",
+    "jacobian_svd",
     "jvp",
     "linalg",
     "models",
@@ -38,6 +40,8 @@ _LAZY = {
     "StreamingPCA": "balanced_rep.linalg:StreamingPCA",
     "autodiff": "balanced_rep.autodiff",
     "detection": "balanced_rep.detection",
+    "jacobian_spectrum": "balanced_rep.linalg:jacobian_spectrum",
+    "jacobian_svd": "balanced_rep.linalg:jacobian_svd",
     "jvp": "balanced_rep.autodiff:jvp",
     "linalg": "balanced_rep.linalg",
     "models": "balanced_rep.models",

@@ -11,16 +11,19 @@ is chosen so that this is 1e-3; as :math:`\|A\|^2 = \sum s_i^2 + E`, a bound on 
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
 from balanced_rep.linalg._matrix import Dense
 from balanced_rep.linalg._small import double, product, real
 
-__all__ = ["PROBES", "by_difference", "by_probes", "certified"]
+__all__ = ["PROBES", "by_difference", "by_probes", "certified", "lower_tail"]
 
 PROBES = 10
-TAU = 0.1023  # exp(5 (1 - TAU + ln TAU)) = 1e-3
+RISK = 1e-3  # that a bound from probes does not hold
 
 
 def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -44,18 +47,29 @@ def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[
     return torch.where(tight, share, share + floor).sqrt(), tight
 
 
+@functools.cache
+def lower_tail(p: int) -> float:
+    """Tau for p probes: with probability RISK their mean is below it, in units of what it estimates."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        tau = (low + high) / 2
+        below = tau <= 0 or p / 2 * (1 - tau + math.log(tau)) < math.log(RISK)
+        low, high = (tau, high) if below else (low, tau)
+    return low
+
+
 def by_probes(images: Tensor, approximations: Tensor, S: Tensor) -> Tensor:
     """Upper bound of the relative error, with probability 0.999.
 
     Args:
-        images: Images of :data:`PROBES` Gaussian vectors, rows ``(B, p, m)``.
+        images: Images of p Gaussian vectors, rows ``(B, p, m)``.
         approximations: What the decomposition makes of the same vectors.
         S: Singular values ``(B, k)``.
 
     Returns:
         Bounds, float64 ``(B,)``.
     """
-    bound = (images - approximations).abs().square().sum((-2, -1)) / (PROBES * TAU)
+    bound = (images - approximations).abs().square().sum((-2, -1)) / (images.shape[1] * lower_tail(images.shape[1]))
     whole = S.square().sum(-1) + bound
     return torch.where(whole > 0, bound / torch.where(whole > 0, whole, 1.0), 0.0).sqrt()
 
