@@ -223,8 +223,8 @@ def _warn(found: Triples, result: SVDResult, mode: str) -> None:
         )
     if mode == "jvp" and bool((found.asymmetry > TRUSTED).any()):
         warnings.warn(
-            f"jacobian_svd: the Jacobian is not symmetric: {float(found.asymmetry.max()):.2g} within the Krylov space, "
-            "and more outside of it. Singular values are low by about half the square of the asymmetry; take mode='auto'",
+            f"jacobian_svd: the Jacobian is not symmetric: {float(found.asymmetry.max()):.2g} in the Krylov space, "
+            "more outside of it. Singular values are low by about half the square of the asymmetry; take mode='auto'",
             UserWarning,
             stacklevel=3,
         )

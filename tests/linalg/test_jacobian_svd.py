@@ -92,7 +92,7 @@ def test_a_wrong_trust_in_symmetry_is_said():
     with pytest.warns(UserWarning, match="not symmetric"):
         result = br.jacobian_svd(linear(J), torch.zeros(N, dtype=torch.float64), K, mode="jvp", tol=1e-3)
     assert worst(result.S, J) > 1e-3
-    assert result.info.asymmetry < 0.9  # what can be seen without J^T is too little
+    assert result.info.asymmetry > 0.02  # as far as it can be seen without J^T
 
 
 @pytest.mark.parametrize("shape", [(150, N), (N, 150), (5, N), (N, 97)], ids=str)
