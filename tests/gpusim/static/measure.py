@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..cases import ARCHITECTURES, HIP_TARGET, CudaKernel, TritonKernel
-from ..toolchain import triton_tool
-from ..triton_aot import compile_triton
+from ..toolchain import BUILD, triton_tool
+from ..triton_aot import TritonModule, compile_triton
 from .occupancy import LIMITS, occupancy
 
 __all__ = ["Facts", "measure_cuda", "measure_triton"]
@@ -25,17 +29,28 @@ _SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][A-Z0
 _MATRIX = ("HMMA", "DMMA", "IMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "WARPGROUP.MMA")
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
+def _disassemble(cubin: bytes) -> tuple[str, dict[str, Counter]]:
+    """Return what ``cuobjdump`` says about resources, and the instructions of each function by name.
+
+    The tools take a second for a large object, so what they say is kept in ``build/gpusim/sass``.
+    """
+    kept = BUILD / "sass" / f"{hashlib.sha256(cubin).hexdigest()[:24]}.json"
+    if not kept.exists():
         outputs = []
-        for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c")):
-            done = subprocess.run([triton_tool(tool), option, file.name], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{tool}: {done.stderr.strip()}")
-            outputs.append(done.stdout)
-    return outputs[0], outputs[1]
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c")):
+                done = subprocess.run([triton_tool(tool), option, file.name], capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(f"{tool}: {done.stderr.strip()}")
+                outputs.append(done.stdout)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        unfinished.write_text(json.dumps([outputs[0], _instructions(outputs[1])]))
+        unfinished.replace(kept)
+    usage, mixes = json.loads(kept.read_text())
+    return usage, {name: Counter(mix) for name, mix in mixes.items()}
 
 
 def _instructions(sass: str) -> dict[str, Counter]:
@@ -67,8 +82,7 @@ def cubin_facts(cubin: bytes, arch: int, launches: dict[str, tuple[int, int]]) -
         Facts by symbol. ``spills`` counts instructions on local memory: spilled registers and arrays that the compiler
         could not keep in registers.
     """
-    usage, sass = _disassemble(cubin)
-    mixes = _instructions(sass)
+    usage, mixes = _disassemble(cubin)
     facts = {}
     for match in _USAGE.finditer(usage):
         if match["name"] not in launches:
@@ -127,12 +141,19 @@ def measure_triton(kernels: list[TritonKernel], targets: tuple[int | str, ...] =
         if target not in kernel.refused
     ]
     table: Table = {name: {} for name, _, _ in jobs}
-    for (name, _, target), module in zip(jobs, compile_triton([request for _, request, _ in jobs]), strict=True):
+
+    def one(job: tuple[int | str, TritonModule]) -> tuple[str, Facts]:
+        target, module = job
         if isinstance(target, str):
-            table[name][target] = _amd_facts(module.asm("amdgcn").decode(), module.shared_bytes)
-        else:
-            launches = {module.symbol: (32 * module.num_warps, module.shared_bytes)}
-            table[name][f"sm_{target}"] = cubin_facts(module.asm("cubin"), target, launches)[module.symbol]
+            return target, _amd_facts(module.asm("amdgcn").decode(), module.shared_bytes)
+        launches = {module.symbol: (32 * module.num_warps, module.shared_bytes)}
+        return f"sm_{target}", cubin_facts(module.asm("cubin"), target, launches)[module.symbol]
+
+    modules = compile_triton([request for _, request, _ in jobs])
+    with ThreadPoolExecutor(2) as pool:
+        measured = pool.map(one, zip((target for _, _, target in jobs), modules, strict=True))
+        for (name, _, _), (target, facts) in zip(jobs, measured, strict=True):
+            table[name][target] = facts
     return table
 
 
