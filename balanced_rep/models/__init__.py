@@ -1,7 +1,10 @@
 """Denoisers: the protocol that every analysis of this package takes, and a small embedded model to try them on."""
 
+from balanced_rep.models._diffusers import DiffusersDenoiser, from_diffusers
 from balanced_rep.models._digits import CheckpointError, DigitsData, DigitsDenoiser, DigitsSplit, digits, digits_data
 from balanced_rep.models._edm import EDMDenoiser
+from balanced_rep.models._edm_network import EDMNetworkDenoiser, from_edm
+from balanced_rep.models._load import UnsafeModelError, encode_prompts, load
 from balanced_rep.models._mlp import ResidualMLP
 from balanced_rep.models._protocol import Denoiser, Tap
 from balanced_rep.models._relu_dae import ReLUDAE
@@ -10,17 +13,24 @@ from balanced_rep.models._sample import PathStep, denoising_path, sample, sigma_
 __all__ = [
     "CheckpointError",
     "Denoiser",
+    "DiffusersDenoiser",
     "DigitsData",
     "DigitsDenoiser",
     "DigitsSplit",
     "EDMDenoiser",
+    "EDMNetworkDenoiser",
     "PathStep",
     "ReLUDAE",
     "ResidualMLP",
     "Tap",
+    "UnsafeModelError",
     "denoising_path",
     "digits",
     "digits_data",
+    "encode_prompts",
+    "from_diffusers",
+    "from_edm",
+    "load",
     "sample",
     "sigma_schedule",
 ]

@@ -1,0 +1,199 @@
+"""Loading denoisers from a folder on disk: safetensors only, classes from a list, nothing executed, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from balanced_rep.models._diffusers import DiffusersDenoiser, from_diffusers
+
+__all__ = ["UnsafeModelError", "encode_prompts", "load"]
+
+NETWORKS = (
+    "UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel",
+)  # fmt: skip
+AUTOENCODERS = ("AutoencoderKL",)
+SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+)  # fmt: skip
+TEXT_ENCODERS = ("CLIPTextModel",)
+SUFFIXES = ("*.json", "*.txt", "*.safetensors")
+
+
+class UnsafeModelError(ValueError):
+    """A model folder that would have to be trusted to be loaded; the message says what is in it."""
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    scheduler: str | Path | None = None,
+    null_condition: Any = None,
+    with_vae: bool = True,
+) -> DiffusersDenoiser:
+    """Loads a diffusers pipeline or network from a local folder as a denoiser.
+
+    Weights are read from safetensors files, and only classes of diffusers and transformers that this package knows are
+    made; no code of the folder runs, and nothing is fetched. A Stable Diffusion folder gets the embedding of the empty
+    prompt as its null condition if it holds the text encoder and the tokenizer.
+
+    Args:
+        folder: Of a pipeline (`model_index.json`) or of one network (`config.json`).
+        dtype: Of the weights; default: as stored.
+        device: Where to; default: the CPU.
+        scheduler: Folder of the scheduler, for a network without one.
+        null_condition: See `from_diffusers`.
+        with_vae: Load the autoencoder, too, if there is one.
+
+    Returns:
+        The denoiser.
+
+    Raises:
+        FileNotFoundError: If there is no such folder; says how to get it, if it looks like a model id.
+        ValueError: If the folder holds no model that can be loaded.
+        UnsafeModelError: If its weights are pickled, or it asks for a class that is not on the list.
+    """
+    root = _folder(folder)
+    _refuse_code(root)
+    index = _read_json(root / "model_index.json") if (root / "model_index.json").is_file() else None
+    if index is None:
+        net = _network(root, None, NETWORKS, dtype)
+        schedule = _scheduler(Path(scheduler) if scheduler else root / "scheduler")
+        return from_diffusers(net, schedule, null_condition=null_condition).to(device or "cpu")
+    part = next((name for name in ("unet", "transformer") if _listed(index, name)), None)
+    if part is None:
+        raise ValueError(f"{root}: model_index.json lists neither a unet nor a transformer.")
+    net = _network(root, part, NETWORKS, dtype)
+    vae = _network(root, "vae", AUTOENCODERS, dtype) if with_vae and _listed(index, "vae") else None
+    schedule = _scheduler(Path(scheduler) if scheduler else root / "scheduler")
+    if null_condition is None and part == "unet" and _listed(index, "text_encoder") and _listed(index, "tokenizer"):
+        null_condition = encode_prompts(root, [""], dtype=dtype)
+    return from_diffusers(net, schedule, vae=vae, null_condition=null_condition).to(device or "cpu")
+
+
+@torch.no_grad()
+def encode_prompts(folder: str | Path, prompts: list[str], *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Embeddings of prompts by the CLIP text encoder of a Stable Diffusion folder.
+
+    Args:
+        folder: Of the pipeline.
+        prompts: The prompts.
+        dtype: Of the weights.
+
+    Returns:
+        `(prompts, tokens, features)`.
+
+    Raises:
+        ValueError: If the folder has no CLIP text encoder with a tokenizer.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    root = _folder(folder)
+    if not (root / "tokenizer").is_dir() or not (root / "text_encoder").is_dir():
+        raise ValueError(f"{root}: no text_encoder and tokenizer in it; give prompt embeddings as cond= instead.")
+    config = _read_json(root / "text_encoder" / "config.json")
+    if not set(config.get("architectures", ["?"])) <= set(TEXT_ENCODERS):
+        raise ValueError(f"{root}: the text encoder is {config.get('architectures')}; known is {TEXT_ENCODERS[0]}.")
+    _has_safetensors(root / "text_encoder")
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if dtype is not None:
+        options["dtype"] = dtype
+    tokenizer = CLIPTokenizer.from_pretrained(str(root / "tokenizer"), local_files_only=True, trust_remote_code=False)
+    encoder: Any = CLIPTextModel.from_pretrained(str(root / "text_encoder"), **options)
+    tokens = tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return encoder.eval()(tokens.input_ids).last_hidden_state
+
+
+def _folder(folder: str | Path) -> Path:
+    root = Path(folder)
+    if root.is_dir():
+        return root
+    name = str(folder)
+    if name.count("/") == 1 and not root.is_absolute() and not name.startswith("."):
+        patterns = " ".join(f'--include "{s}"' for s in SUFFIXES)
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and models are not fetched. To get it:\n"
+            f"    hf download {name} {patterns} --local-dir {name.split('/')[1]}\n"
+            f"then load({name.split('/')[1]!r})."
+        )
+    raise FileNotFoundError(
+        f"There is no folder {name!r}. Give the folder of a pipeline or network saved by diffusers."
+    )
+
+
+def _refuse_code(root: Path) -> None:
+    scripts = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
+    if scripts:
+        raise UnsafeModelError(
+            f"{root} holds code ({', '.join(scripts[:3])}): nothing of a model folder is executed here. If the weights "
+            "and configuration files are all that is needed, remove the code."
+        )
+
+
+def _listed(index: dict[str, Any], part: str) -> bool:
+    entry = index.get(part)
+    return isinstance(entry, list) and len(entry) == 2 and None not in entry
+
+
+def _network(root: Path, part: str | None, known: tuple[str, ...], dtype: torch.dtype | None) -> Any:
+    folder = root if part is None else root / part
+    name = _class_name(folder / "config.json", known)
+    _has_safetensors(folder)
+    import diffusers
+
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    net = getattr(diffusers, name).from_pretrained(
+        str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **options
+    )
+    return net if dtype is None else net.to(dtype)  # some classes are left in float32
+
+
+def _scheduler(folder: Path) -> Any:
+    if not (folder / "scheduler_config.json").is_file():
+        raise ValueError(
+            f"{folder}: no scheduler_config.json; give scheduler= with the folder of the scheduler that the network "
+            "was trained with."
+        )
+    name = _class_name(folder / "scheduler_config.json", SCHEDULERS)
+    import diffusers
+
+    return getattr(diffusers, name).from_config(_read_json(folder / "scheduler_config.json"))
+
+
+def _class_name(path: Path, known: tuple[str, ...]) -> str:
+    name = _read_json(path).get("_class_name")
+    if name not in known:
+        raise UnsafeModelError(f"{path}: its class is {name!r}; loaded are only {', '.join(known)}.")
+    return name
+
+
+def _has_safetensors(folder: Path) -> None:
+    if next(folder.glob("*.safetensors"), None) is None:
+        pickled = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for p in folder.glob(s))
+        if pickled:
+            raise UnsafeModelError(
+                f"{folder}: weights are pickled ({', '.join(pickled[:3])}), and unpickling executes code. Get the "
+                "safetensors files of the model, or convert it where it is trusted."
+            )
+        raise ValueError(f"{folder}: no weights in it (*.safetensors).")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no {path.name}; this is not a folder saved by diffusers.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: a JSON object is needed, got {type(found).__name__}.")
+    return found
