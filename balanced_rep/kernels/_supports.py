@@ -16,24 +16,28 @@ from balanced_rep.ops._registry import forced_backend, missing
 
 __all__ = [
     "JVP_PAIRS",
+    "MAX_HEAD_DIM",
     "cpp_attention_jvp",
     "cpp_items",
     "cpp_jvp",
     "cpp_tensor",
     "cuda_items",
     "cuda_moments",
+    "triton_attention_jvp",
     "triton_items",
+    "triton_jvp",
     "triton_moments",
 ]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-JVP_PAIRS = (  # dtypes of primal and tangents that the C++ kernels take, by number
+JVP_PAIRS = (  # dtypes of primal and tangents that the kernels take; C++ by number, Triton all but float64
     (torch.float32, torch.float32),
     (torch.float64, torch.float64),
     (torch.float16, torch.float16),
     (torch.bfloat16, torch.bfloat16),
     (torch.float32, torch.bfloat16),
 )
+MAX_HEAD_DIM = 256  # of the Triton attention kernel
 
 
 def cpp_tensor(x: Tensor, *_: Any) -> str | None:
@@ -108,3 +112,36 @@ def triton_items(x: Tensor, *_: Any) -> str | None:
         if forced_backend() != "triton":
             return f"input is on {x.device}, and Triton's interpreter runs only where this backend is forced"
     return missing("triton")
+
+
+def triton_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
+    """A primal and its tangents: float32, or one half type for both, or tangents in a half type of a float32 primal."""
+    if (reason := triton_items(x)) is not None:
+        return reason
+    if (x.dtype, dx.dtype) not in JVP_PAIRS or x.dtype == torch.float64:
+        return f"a {x.dtype} primal with {dx.dtype} tangents is none of the pairs that it takes"
+    return None
+
+
+def triton_attention_jvp(
+    q: Tensor, k: Tensor, v: Tensor, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, mask: Tensor | None,
+    *_: Any,
+) -> str | None:  # fmt: skip
+    """Head dims up to 256, with tensor cores, in any layout whose tiles lie within 2^31 elements."""
+    tangents = [t for t in (dq, dk, dv) if t is not None]
+    if (reason := triton_jvp(q, tangents[0])) is not None:
+        return reason
+    if max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM:
+        return f"head dims {q.shape[-1]} and {v.shape[-1]}: at most {MAX_HEAD_DIM} channels fit into registers"
+    if q.device.type == "cuda" and torch.version.hip is not None:
+        return "torch is built for ROCm, this kernel needs an NVIDIA device"
+    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "the device is older than compute capability 8.0, whose tensor cores it needs"
+    if any(_reach(t) >= 2**31 for t in (q, k, v, mask, *tangents) if t is not None):
+        return "one head lies in 2^31 elements of memory or more (x.contiguous() brings it together)"
+    return None
+
+
+def _reach(x: Tensor) -> int:
+    """Elements of memory that the last two dims span."""
+    return sum((n - 1) * s for n, s in zip(x.shape[-2:], x.stride()[-2:], strict=True) if n)

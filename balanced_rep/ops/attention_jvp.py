@@ -210,7 +210,10 @@ def _inputs(generator: torch.Generator, dtype: torch.dtype) -> tuple[Any, ...]:
 ATTENTION_JVP = OpSpec(
     name="attention_jvp",
     reference=attention_jvp_reference,
-    impls={"cpp": Impl("balanced_rep.ops._cpp_jvp:attention_jvp", _supports.cpp_attention_jvp)},
+    impls={
+        "cpp": Impl("balanced_rep.ops._cpp_jvp:attention_jvp", _supports.cpp_attention_jvp),
+        "triton": Impl("balanced_rep.kernels.triton.attention_jvp:attention_jvp", _supports.triton_attention_jvp),
+    },
     inputs=_inputs,
     # Tangents of this input are of size 3; half types round each of them once, and inputs not at all.
     tolerance={

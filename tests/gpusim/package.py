@@ -18,11 +18,12 @@ from torch import Tensor
 from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
-from .cases import CudaKernel, TritonKernel
+from .cases import HIP_TARGET, CudaKernel, TritonKernel
+from .jvp_calls import attention_calls
 from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
 from .toolchain import triton_missing
 
-__all__ = ["OPS", "PackageOp", "check", "recorded_cuda", "recorded_triton", "run_cuda", "run_triton"]
+__all__ = ["OPS", "PackageOp", "check", "recorded_cuda", "recorded_triton", "run_cuda", "run_triton", "tensors_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class PackageOp:
         triton: ``"module:function"`` of the Triton launcher, or None.
         triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
         gated: Calls whose Triton kernels go through the compile gate: each compiles 14 times, a second or two each.
+        refused: Target of the gate to the reason why ``supports`` refuses the op there.
         racecheck: Calls for ThreadSanitizer, which takes few threads.
         streaming: Calls whose traffic is held to the limits of a memory-bound kernel, on aligned rows.
         unaligned: The same, on rows that begin anywhere.
@@ -53,6 +55,7 @@ class PackageOp:
     triton: str | None = None
     triton_outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     gated: tuple[str, ...] = ()
+    refused: Mapping[int | str, str] = field(default_factory=dict)
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
@@ -169,6 +172,14 @@ OPS = [
         )
         for name in ("philox_bits", "philox_normal")
     ),
+    PackageOp(
+        name="attention_jvp",
+        calls=attention_calls(),
+        triton="balanced_rep.kernels.triton.attention_jvp:attention_jvp",
+        triton_outputs={"_attention_jvp_kernel": frozenset({"y_ptr", "dy_ptr"})},
+        gated=("self, float16", "self, float32", "cross, bfloat16"),
+        refused={75: "tensor cores of compute capability 8.0", HIP_TARGET: "an NVIDIA device"},
+    ),
 ]
 
 
@@ -197,17 +208,32 @@ def run_triton(op: PackageOp, call: str, **options: Any) -> tuple[Any, list[Trit
     """Run the Triton launcher of an op with its kernels in the executor; options are those of `simulated_triton`."""
     assert op.triton is not None
     module, function = _resolve(op.triton)
+    args, make = op.arguments(call), REGISTRY[op.name].outputs
     with simulated_triton(module, dict(op.triton_outputs), **options) as launches:
-        return function(*op.arguments(call)), launches
+        if make is None:
+            return function(*args), launches
+        out = make(*args)  # this one writes into given memory
+        function(*args, out=out)
+        return out, launches
 
 
-def check(op: PackageOp, got: Tensor, args: tuple[Any, ...]) -> None:
+def tensors_of(got: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (got,) if isinstance(got, Tensor) else got
+
+
+def check(op: PackageOp, got: Tensor | tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
     """Compare a result with the float64 reference by the rules of the op.
 
     Raises:
         AssertionError: If it is not within them.
     """
     x, *rest = args
+    if isinstance(got, tuple):  # y and dy, each with the tolerance of its dtype
+        wide = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        for value, want in zip(got, REGISTRY[op.name].reference(*wide), strict=True):
+            rtol, atol = REGISTRY[op.name].tolerance[value.dtype]
+            torch.testing.assert_close(value.double(), want, rtol=rtol, atol=atol)
+        return
     reference = REGISTRY[op.name].reference
     if op.name.startswith("philox"):  # all backends give the same bits
         assert torch.equal(got, reference(*args)), f"{op.name}: other bits than the reference"
@@ -262,6 +288,7 @@ def recorded_triton() -> list[TritonKernel]:
                         num_warps=request.num_warps,
                         num_stages=request.num_stages,
                         fp_fusion=request.fp_fusion,
+                        refused=op.refused,
                     ),
                 )
     return [found[name] for name in sorted(found)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from . import ptx
-from .package import OPS, check, run_cuda, run_triton
+from .package import OPS, check, run_cuda, run_triton, tensors_of
 from .test_kernels import SEEDS, needs_nvrtc, needs_triton
 from .traffic import traffic
 from .triton_aot import compile_triton
@@ -19,7 +19,7 @@ def every_call(backend, only=lambda op: op.calls):
 def check_traffic(op, call, got, launches):
     if call in op.streaming + op.unaligned:
         counters = [launch.result.counters for launch in launches]
-        traffic(op.arguments(call), [got], counters, aligned=call in op.streaming).check()
+        traffic(op.arguments(call), tensors_of(got), counters, aligned=call in op.streaming).check()
 
 
 @needs_nvrtc

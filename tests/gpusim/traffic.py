@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .package import OPS, PackageOp, run_cuda, run_triton
+from .package import OPS, PackageOp, run_cuda, run_triton, tensors_of
 from .ptx.counters import Counters
 
 __all__ = ["ALIGNED_LIMIT", "DRAM_LIMIT", "UNALIGNED_LIMITS", "Traffic", "every_traffic", "traffic"]
@@ -101,4 +101,9 @@ def every_traffic() -> Iterator[tuple[PackageOp, str, str, Traffic]]:
                 if getattr(op, backend) is not None:
                     got, launches = run(op, call)
                     counters = [launch.result.counters for launch in launches]
-                    yield op, backend, call, traffic(op.arguments(call), [got], counters, aligned=call in op.streaming)
+                    yield (
+                        op,
+                        backend,
+                        call,
+                        traffic(op.arguments(call), tensors_of(got), counters, aligned=call in op.streaming),
+                    )

@@ -103,9 +103,12 @@ def on_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(move(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
 
 
-def figures(call: Callable[[], torch.Tensor], args: tuple[Any, ...]) -> dict[str, str]:
+def figures(call: Callable[[], Any], args: tuple[Any, ...]) -> dict[str, str]:
     """Time a call and return its columns of the CSV."""
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)] + [call()]
+    from ..package import tensors_of
+
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    tensors += tensors_of(call())
     moved = sum(x.numel() * x.element_size() for x in tensors)
     times = time_launches(call)
     p20, *_, p80 = statistics.quantiles(times, n=5)
@@ -135,7 +138,9 @@ def rows(*, timed: bool = True) -> list[dict[str, str]]:
                     args = on_device(build())
                     with balanced_rep.backend(backend):
                         if call not in large:
-                            check(op, spec(*args).cpu(), build())
+                            got = spec(*args)
+                            on_host = got.cpu() if isinstance(got, torch.Tensor) else tuple(x.cpu() for x in got)
+                            check(op, on_host, build())
                         row |= {"status": "ok", **(figures(lambda: spec(*args), args) if timed else {})}  # noqa: B023
                 except Exception as error:  # a row that says what went wrong is a contribution too
                     row["status"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
