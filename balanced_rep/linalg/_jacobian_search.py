@@ -171,13 +171,14 @@ class _State:
     def draw(self, stream: int, rows: int) -> Tensor:
         return gaussian(self.items, rows, self.J.n, seed=self.settings.seed, stream=stream, dtype=torch.float64)
 
-    def remaining(self, S: Tensor) -> Tensor:
+    def remaining(self, S: Tensor, tol: Tensor | float) -> Tensor:
         """Largest relative error of the values: the rest of a geometric series of changes; inf if it has not begun.
 
         Its ratio is the larger of the last two: a single small change may be a plateau.
 
         Args:
             S: Present values ``(B, k)``, added to the history.
+            tol: From changes larger than a few of these, nothing is extrapolated.
 
         Returns:
             ``(B,)``.
@@ -190,7 +191,7 @@ class _State:
             return torch.full((len(S),), torch.inf, dtype=S.dtype, device=S.device)
         ratios = [after / before.clamp_min(1e-300) for before, after in itertools.pairwise(changes)]
         ratio = functools.reduce(torch.maximum, ratios).clamp_max(0.95)
-        return torch.where(changes[-1] < FAR * self.settings.tol, changes[-1] * ratio / (1 - ratio), torch.inf)
+        return torch.where(changes[-1] < FAR * tol, changes[-1] * ratio / (1 - ratio), torch.inf)
 
     def report(self, phase: str, S: Tensor, remaining: Tensor) -> None:
         if self.settings.progress is not None:
@@ -275,27 +276,31 @@ def _one_sided(state: _State, space: Space, Z: Tensor) -> Tensor | None:
     symmetric = state.asymmetry <= NEARLY_SYMMETRIC * settings.tol**0.5
     if settings.mode == "jvp":
         symmetric = torch.ones_like(settled)
+    # Where products with J^T have to follow, less than the asymmetry spoils need not be settled here.
+    tol = torch.where(symmetric, settings.tol, (state.asymmetry.square() / 4).clamp_min(settings.tol))
     while True:
         S = eigh_descending(space.gram)[0].clamp_min(0).sqrt()
-        remaining = state.remaining(S)
+        remaining = state.remaining(S, tol)
         state.report("jvp", S, remaining)
-        small = remaining <= settings.tol / 2
+        small = remaining <= tol / 2
         if bool((small & symmetric & state.open).any()):  # of the others, nothing is final yet
             small = small & (~symmetric | (_outside(space, settings.k).square().amax(-1) / 2 <= settings.tol / 4))
-        settled = settled | small
+        full = space.size >= J.n  # the values are then exact, whatever the symmetry
+        settled = settled | small | full
         if settings.mode == "jvp":
             state.asymmetry = _seen_asymmetry(space)
-        last = J.rounds >= settings.rounds or space.size + settings.block > J.n
-        finished = state.open & symmetric & (settled | last if settings.mode == "jvp" or last else settled)
+        last = J.rounds >= settings.rounds or full
+        finished = state.open & (symmetric | full) & (settled | last)
         if bool(finished.any()):
             Uh, S, Vh, _ = space.triples(min(settings.k, space.size), J.dtype)
-            residuals = _symmetric_residuals(space, Uh, S, Vh, state.asymmetry)
+            residuals = torch.zeros_like(S) if full else _symmetric_residuals(space, Uh, S, Vh, state.asymmetry)
             state.take(finished, (Uh, S, Vh, residuals), settled, two_sided=False)
         if not bool(state.open.any()):
             return None
         if last or bool((settled | ~state.open).all()):
             break
-        R = _grown(space, Z, settings.block, functools.partial(state.draw, J.rounds + 2, settings.block))
+        fresh = min(settings.block, J.n - space.size)
+        R = _grown(space, Z, fresh, functools.partial(state.draw, J.rounds + 2, fresh))
         Z = J.forward(R)
         space.append(R, Z)
     _restart(space, min(settings.k + GUARD, space.size), J.dtype)
@@ -367,7 +372,7 @@ def _two_sided(state: _State, space: Space, W: Tensor, rows: int) -> None:
     J, settings = state.J, state.settings
     while True:
         Uh, S, Vh, R, residuals = _left(space, W, settings.k)
-        remaining = state.remaining(S)
+        remaining = state.remaining(S, settings.tol)
         relative = residuals / S.clamp_min(torch.finfo(S.dtype).tiny)
         # A residual r moves a value by about r^2 / 2, relatively, where the next value is not too near.
         done = (remaining <= settings.tol / 2) & (relative[:, : settings.k].square().amax(-1) / 2 <= settings.tol)
