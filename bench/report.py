@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -303,7 +304,19 @@ def _order(rows: list[Row], key: tuple[str, str]) -> tuple[int, int]:
 
 
 def markdown(table: str = "bars", threads: str = "1") -> str:
-    """A generated block: "bars", "summary", "statistics", "pooled", "call", "isa", "accuracy", "record", "machine"."""
+    """One generated block.
+
+    Args:
+        table: "bars", "summary", "statistics", "pooled", "call", "isa", "accuracy", "record", "machine", or one of
+            _svd_report.py.
+        threads: Number of threads of the rows to show.
+
+    Returns:
+        Markdown.
+    """
+    if table.startswith("svd"):
+        module = importlib.import_module(f"{__package__}._svd_report" if __package__ else "_svd_report")
+        return module.markdown(table, read(RESULTS / "svd.csv"))
     moments, accuracy = read(RESULTS / "moments.csv"), read(RESULTS / "accuracy.csv")
     if table == "record":
         record = read(RESULTS / "record.csv")

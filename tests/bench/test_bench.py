@@ -143,3 +143,27 @@ def test_pytest_collects_the_benchmarks(bench_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert "bench_moments.py::test_statistics" in run.stdout
     assert "bench_ops.py::test_op[moments-cpp-float32]" in run.stdout
+
+
+def test_svd_bench_runs(bench_path, report, tmp_path, capsys):
+    bench = importlib.import_module("bench_svd")
+    out = tmp_path / "svd.csv"
+    sections = ["batch", "jacobian", "streaming", "certificate", "values"]
+    assert bench.main(["--small", "--budget", "0.01", "--out", str(out), "--sections", *sections]) == 0
+    rows = report.read(out)
+    assert {row["section"] for row in rows} == set(sections)
+    found = {bar.what: bar for bar in importlib.import_module("_svd_report").bars(rows)}
+    assert found["certified error off the true one"].met
+    assert found["error of the values then"].met
+    assert found["excess of the incremental stream, activations, k=32"].met
+    tables = importlib.import_module("_svd_report").TABLES
+    assert all(table(rows).startswith("|") for table in tables.values())
+    assert all(float(row["true"]) <= 1.001 * float(row["upper"]) for row in rows if row["section"] == "values")
+
+
+def test_svd_peers_are_what_they_say(bench_path):
+    bench, data = importlib.import_module("bench_svd"), importlib.import_module("_svd_data")
+    A = data.matrix("1 / i", 120, 80, 6)
+    best = bench.best_error(A, 6)
+    for name, call in bench.peers(A, 6).items():
+        assert -1e-6 < bench.excess(A, best, call()) < 0.05, name
