@@ -27,6 +27,7 @@ checkout_only = pytest.mark.skipif(not IN_CHECKOUT, reason="looks at the reposit
 
 IMPORT_BUDGET_S = 0.060
 LAZY = ("triton", "cupy", "matplotlib", "sklearn", "scipy", "typer", "rich", "diffusers", "transformers", "safetensors")
+LAYERS = "kernels|ops|testing|autodiff|linalg stats|models|theory detection steering|audit|demo doctor|cli"
 MAX_LINES = 420
 MAX_TEST_LINES = 800
 
@@ -79,6 +80,26 @@ def test_import_is_cheap_and_lazy():
     assert "balanced_rep._C" not in added
     seconds = [report["seconds"] for report in reports]
     assert min(seconds) < IMPORT_BUDGET_S, f"import balanced_rep took {seconds} s of CPU time"
+
+
+def test_imports_go_down():
+    rank = {name: i for i, names in enumerate(LAYERS.split("|")) for name in names.split()}
+    open_to_all = {"_version", "_C"}
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if name not in rank:
+            assert name in {"__init__", *open_to_all}, f"{name} has no place among the layers: {path}"
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("balanced_rep"):
+                continue
+            for target in (f"{node.module}.{alias.name}".split(".")[1:] for alias in node.names):
+                # The registry imports nothing of the package: it is what launchers know of the ops.
+                below = target[0] == name or target[0] in open_to_all or target[:2] == ["ops", "_registry"]
+                if not below and rank[target[0]] >= rank[name]:
+                    wrong.append(f"{path.relative_to(PACKAGE)}: {'.'.join(target)}")
+    assert wrong == []
 
 
 def test_every_public_module_lists_its_names():
