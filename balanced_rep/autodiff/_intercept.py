@@ -214,6 +214,8 @@ def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwar
     with _PLAINLY():
         if entry.kind in ("view", "structure", "library"):
             return entry.fn(*args, **kwargs)
+        if not torch._C._is_any_autocast_enabled():
+            return entry.fn(*args, **kwargs)
         device = next(x.device.type for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Dual))
         if not torch.is_autocast_enabled(device):
             return entry.fn(*args, **kwargs)

@@ -37,7 +37,7 @@ def _attention(
     if is_dual(attn_mask):
         return _with_moving_mask(query, key, value, attn_mask, factor, enable_gqa)
     heads = (query.shape[-3], key.shape[-3]) if enable_gqa else _common_heads(given)
-    lead = torch.broadcast_shapes(*(x.shape[:-3] for x in given))
+    lead = _broadcast([x.shape[:-3] for x in given])
     q, k, v = (_canonical(x, lead, h) for x, h in zip(given, (heads[0], heads[1], heads[1]), strict=True))
     mask = None if attn_mask is None else _mask(attn_mask, lead, heads[0], query.shape[-2], key.shape[-2])
     y = _fused.attention(q, k, v, tuple(is_dual(x) for x in given), mask, is_causal, factor)  # pyright: ignore
@@ -47,8 +47,12 @@ def _attention(
 
 
 def _common_heads(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
-    (heads,) = torch.broadcast_shapes(*(x.shape[-3:-2] for x in tensors)) or (1,)
+    (heads,) = _broadcast([x.shape[-3:-2] for x in tensors]) or (1,)
     return heads, heads
+
+
+def _broadcast(shapes: list[torch.Size]) -> torch.Size:
+    return shapes[0] if all(s == shapes[0] for s in shapes) else torch.broadcast_shapes(*shapes)
 
 
 def _canonical(x: Tensor, lead: torch.Size, heads: int) -> Tensor:

@@ -178,7 +178,8 @@ def _ndim(x: Any) -> int:
 
 def _result(x: Any, y: Any) -> tuple[torch.Size, torch.dtype, int]:
     """Shape and dtype that torch gives ``x op y``, and dims."""
-    shape = torch.broadcast_shapes(*(v.shape for v in (x, y) if isinstance(v, Tensor)))
+    shapes = [v.shape for v in (x, y) if isinstance(v, Tensor)]
+    shape = shapes[0] if shapes[0] == shapes[-1] else torch.broadcast_shapes(*shapes)  # which takes its time
     if _ndim(x) and _ndim(y):  # without a look at values, which may still wait
         return shape, torch.promote_types(x.dtype, y.dtype), len(shape)
     return shape, torch.result_type(*(_typed(v) for v in (x, y))), len(shape)
