@@ -109,8 +109,8 @@ def from_edm(net: Any, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> EDMN
     lacking = [name for name in ("img_channels", "img_resolution", "sigma_min", "sigma_max") if not hasattr(net, name)]
     if lacking or not isinstance(net, nn.Module):
         raise TypeError(
-            f"from_edm: {type(net).__name__} has no {', '.join(lacking) or 'modules'}. Wrap a raw network F(x, c_noise) "
-            "in EDMDenoiser instead."
+            f"from_edm: {type(net).__name__} has no {', '.join(lacking) or 'modules'}. Wrap a raw network "
+            "F(x, c_noise) in EDMDenoiser instead."
         )
     parts: Any = net
     size = parts.img_resolution

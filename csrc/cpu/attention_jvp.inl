@@ -105,7 +105,7 @@ BR_NOINLINE void scores(Panel<Real> key, const Real* q, int64_t d, int64_t n, Re
 // h (n, strip) = p (k dq + dk q), and sum += h.
 template <class Real>
 BR_NOINLINE void score_tangents(Panel<Real> key, Panel<Real> dkey, const Real* q, const Real* dq, int64_t d, int64_t n,
-                    const Real* p, Real* h, Real* sum) {
+                                const Real* p, Real* h, Real* sum) {
   constexpr int kLanes = Strip<Real>::kLanes;
   VecOf<Real> sum0 = load(sum), sum1 = load(sum + kLanes);
   in_tiles(n, [&](auto rows, int64_t j) {
@@ -127,7 +127,8 @@ BR_NOINLINE void score_tangents(Panel<Real> key, Panel<Real> dkey, const Real* q
 
 // o (c, strip) += v h + dv p; either product may be absent.
 template <class Real>
-BR_NOINLINE void outputs(Panel<Real> value, const Real* h, Panel<Real> dvalue, const Real* p, int64_t n, int64_t c, Real* o) {
+BR_NOINLINE void outputs(Panel<Real> value, const Real* h, Panel<Real> dvalue, const Real* p, int64_t n, int64_t c,
+                         Real* o) {
   constexpr int kLanes = Strip<Real>::kLanes;
   in_tiles(c, [&](auto rows, int64_t i) {
     VecOf<Real> acc[rows.value][2];
