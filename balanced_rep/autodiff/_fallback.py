@@ -100,7 +100,7 @@ def _all_tangents(one: Callable[..., Any], tangents: tuple[Tensor, ...], name: s
     with differentiable():
         try:
             return torch.func.vmap(one, out_dims=(None, 0))(*tangents)  # pyright: ignore[reportArgumentType]
-        except (RuntimeError, NotImplementedError, ValueError) as error:
+        except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
             first = error
         try:  # without a batching rule: one tangent at a time
             each = [one(*(t[k] for t in tangents)) for k in range(tangents[0].shape[0])]

@@ -104,7 +104,7 @@ def lookup(func: Any) -> Rule | None:
     if (name := function_name(func)).endswith("_") and not name.startswith("__") and name not in REFUSED:
         return _BY_NAME.get(_ALIASES.get(name[:-1], name[:-1])) if func in _torch_inplace() else None
     packet = getattr(func, "overloadpacket", None)
-    return RULES.get(packet) or _aten_view(func)
+    return RULES.get(packet) or _aten_view(func) or _native_view(func)
 
 
 def returns_view(func: Any) -> bool:
@@ -121,6 +121,13 @@ def _aten_view(func: Any) -> Rule | None:
     space, _, name = function_name(func).partition(".")
     name = name.split(".")[0]
     return _BY_NAME.get(_ALIASES.get(name, name)) if space == "aten" and returns_view(func) else None
+
+
+def _native_view(func: Any) -> Rule | None:
+    """The rule of a view such as ``torch._VF.split``, which ``torch.split`` is not."""
+    found = _BY_NAME.get(name := function_name(func))
+    native = getattr(torch._C._VariableFunctions, name, None)  # pyright: ignore[reportAttributeAccessIssue]
+    return found if found is not None and found.kind == "view" and func == native else None
 
 
 def function_name(func: Any) -> str:

@@ -100,11 +100,9 @@ def _reversed(input: Dual) -> Dual:
 
 
 def _matrix_transposed(input: Dual) -> Dual:
-    if input.dim() < 2:
-        raise RuntimeError(
-            f"tensor.mT is only supported on matrices or batches of matrices, got {input.dim()}-D tensor"
-        )
-    return Dual(input.stack.transpose(-1, -2))
+    if input.dim() == 1:
+        raise RuntimeError("tensor.mT is only supported on matrices or batches of matrices, got 1-D tensor")
+    return Dual(input.stack.transpose(-1, -2)) if input.dim() else input  # as torch has it, with a warning
 
 
 def _adjoint(input: Dual) -> Dual:

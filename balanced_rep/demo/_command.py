@@ -43,6 +43,7 @@ def demo(
     from rich.markup import escape
 
     from balanced_rep.models import CheckpointError
+    from balanced_rep.ops import BackendError
 
     errors = Console(stderr=True)
     try:
@@ -51,7 +52,7 @@ def demo(
         models, checkpoints = _train(seed, out) if train else (None, [])
         result = _run(seed, models)
         files = _write(result, out, figure=not no_figure) + checkpoints
-    except (DemoError, CheckpointError, ImportError, OSError) as error:
+    except (DemoError, CheckpointError, BackendError, ImportError, OSError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)), highlight=False)
         sys.exit(1)
     seconds = time.perf_counter() - started

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from balanced_rep.ops._arrays import as_array
+from balanced_rep.ops._guard import needs_reference
 from balanced_rep.stats._histogram import LogHistogram
 
 __all__ = ["STATISTICS", "Measures"]
@@ -183,12 +185,13 @@ class Measures:
 
         Raises:
             ValueError: If ``k`` is out of range or the histogram was not kept.
+            RuntimeError: Where its derivative would be asked for: it has none.
         """
         sketch = self._sketch("topk_share")
         if isinstance(k, float) and 0 < k < 1:
             count = (k * self._n * (1 - 2.0**-50)).ceil()  # 0.07 * 100 is 7.000000000000001
-        elif isinstance(k, int) and k >= 1:
-            count = torch.full_like(self._n, k).minimum(self._n)
+        elif isinstance(k, Integral) and not isinstance(k, bool) and k >= 1:
+            count = torch.full_like(self._n, int(k)).minimum(self._n)
         else:
             raise ValueError(f"k must be an int >= 1 or a float fraction in (0, 1), got {k!r}")
         return self._pair(*sketch.topk_share(count, self.state[5], self._s2), return_bound)
@@ -204,6 +207,7 @@ class Measures:
 
         Raises:
             ValueError: If the histogram was not kept.
+            RuntimeError: Where its derivative would be asked for: it has none.
         """
         return self._pair(*self._sketch("gini").gini(self.state[5], self._s2), return_bound)
 
@@ -219,6 +223,7 @@ class Measures:
 
         Raises:
             ValueError: If a q is out of range or the histogram was not kept.
+            RuntimeError: Where its derivative would be asked for: it has none.
         """
         sketch = self._sketch("quantile")
         many = torch.as_tensor(q, dtype=torch.float64, device=self.state.device)
@@ -263,6 +268,12 @@ class Measures:
     def _sketch(self, what: str) -> LogHistogram:
         if self.histogram is None:
             raise ValueError(f"{what} needs the log-histogram: call representation_stats(..., histogram=True)")
+        recorded = torch.is_grad_enabled() and self.state.requires_grad
+        if recorded or needs_reference() or hasattr(self.state, "tangents"):  # the last: inside br.jvp
+            raise RuntimeError(
+                f"{what} has no derivative: it comes from counts. Take it under torch.no_grad() or from "
+                "representation_stats(h.detach(), ...), outside of torch.func transforms and br.jvp"
+            )
         return self.histogram
 
     def _pair(self, value: Tensor, bound: Tensor, return_bound: bool) -> Any:

@@ -77,7 +77,7 @@ def near_names(name: str, names: Iterable[str], count: int = 5) -> list[str]:
 
 
 def _specs(layers: LayerSpec) -> list[str | re.Pattern[str]]:
-    specs = [layers] if isinstance(layers, str | re.Pattern) else list(layers)
+    specs = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     if not specs:
         raise ValueError("record: no layer is asked for; pass a module name, a compiled pattern, or several of them")
     for spec in specs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -247,7 +247,7 @@ class RepresentationStats(Measures):
         return {name: getattr(self, name) for name in ("n", "n_active", "n_nonfinite", *STATISTICS)}
 
 
-def cat(stats: Sequence[RepresentationStats], dim: int = 0) -> RepresentationStats:
+def cat(stats: Iterable[RepresentationStats], dim: int = 0) -> RepresentationStats:
     """Appends samples: statistics of different samples side by side along ``dim`` of their shape.
 
     Args:
@@ -261,6 +261,9 @@ def cat(stats: Sequence[RepresentationStats], dim: int = 0) -> RepresentationSta
         TypeError: If an entry is no :class:`RepresentationStats`.
         ValueError: If the list is empty or something differs.
     """
+    if isinstance(stats, RepresentationStats):
+        raise TypeError("cat takes several RepresentationStats, got a single one: pass a list")
+    stats = list(stats)
     if not stats:
         raise ValueError("cat needs at least one RepresentationStats, got an empty list")
     first = stats[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from balanced_rep import representation_stats
 from balanced_rep.autodiff import UnsupportedError, jvp
 
 LARGE = torch.sin(torch.arange(24.0, dtype=torch.float64) ** 1.5).view(3, 4, 2)
@@ -126,6 +127,7 @@ SCALARS = {
     "cumsum": lambda x: x.cumsum(0),
     "transpose": lambda x: x.transpose(0, -1).movedim(0, -1),
     "roll": lambda x: x.roll(1),
+    "flip": lambda x: x.flip(-1),
     "index_select": lambda x: x.index_select(0, torch.tensor([0])),
 }
 
@@ -164,6 +166,7 @@ ALIASES = {
     "adjoint": lambda x: x.adjoint(),
     "mH": lambda x: x.mH,
     "conj_physical": lambda x: x.conj_physical(),
+    "_VF.split": lambda x: torch._VF.split(x, 1)[0],  # pyright: ignore[reportAttributeAccessIssue]
     "aten view": lambda x: torch.ops.aten.view(x, [24]),
     "aten t": lambda x: torch.ops.aten.t.default(x),
     "aten slice": lambda x: torch.ops.aten.slice.Tensor(x, 0, 0, 2),
@@ -190,3 +193,16 @@ def test_a_view_without_a_rule_is_refused(draw: Callable):
     for f in (lambda x: x.sum_to_size(2, 3), lambda x: x.vsplit(2)):
         with pytest.raises(UnsupportedError, match="may return a view"):
             jvp(f, draw(2, 3), draw(1, 2, 3))
+
+
+@pytest.mark.parametrize("measure", ["std", "kurtosis", "l4_over_l2", "hoyer", "crest", "effective_number"])
+@pytest.mark.parametrize("how", [{}, {"dim": 0}, {"dim": None}, {"pool": "max"}], ids=str)
+def test_statistics_of_an_activation(measure: str, how: dict, agrees: Callable, draw: Callable):
+    x = draw(2, 3, 4, 4) if "pool" in how else draw(5, 7)
+    agrees(lambda x: getattr(representation_stats(x, entropy=True, **how), measure), x, strict=False)
+
+
+def test_measures_from_counts_have_no_tangent(draw: Callable):
+    for f in (lambda s: s.gini(), lambda s: s.quantile(0.5), lambda s: s.topk_share(3)):
+        with pytest.raises(RuntimeError, match="has no derivative"):
+            jvp(lambda x, f=f: f(representation_stats(x, histogram=True)), draw(2, 9), draw(1, 2, 9))

@@ -67,6 +67,13 @@ def test_train_uses_and_keeps_what_it_trained(tmp_path: Path, monkeypatch: pytes
     assert got["rows"][0]["repeated"]["auc"] < 0.97  # three steps memorize nothing: not the shipped model
 
 
+def test_backend_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BALANCED_REP_BACKEND", "foo")
+    done = _invoke("--out", tmp_path, "--no-figure")
+    assert done.exit_code == 1
+    assert "error: BALANCED_REP_BACKEND asks for backend 'foo'" in " ".join(done.stderr.split())
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = _invoke("--out", tmp_path / "file" / "folder")
