@@ -85,9 +85,7 @@ def _print_report(report: dict) -> None:
     for note, number in notes.items():
         console.print(f"[dim]{number:>3}[/]  {escape(note)}", highlight=False)
     for problem in report["problems"]:
-        console.print(
-            f"[bold red]{escape(problem)}[/] Until it is put right, every call of an op raises.", highlight=False
-        )
+        console.print(f"[bold red]{escape(problem)}[/] Until it is put right, calls of ops raise.", highlight=False)
     if any(s.startswith(("wrong", "failed")) for row in report["ops"].values() for s in row.values()):
         console.print("[bold red]A backend fails here that should run: please report the output of --json.[/]")
 

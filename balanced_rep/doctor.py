@@ -29,9 +29,9 @@ def diagnose() -> dict[str, Any]:
         here, or ``"wrong: <error>"`` / ``"failed: <error>"`` if it should and does not: those two make
         ``healthy`` false, and so does an entry of ``problems``: a setting with which no op runs.
     """
-    problems = _problems()
     with backend(None):  # each op is tried on each backend, whatever the environment forces
         ops = {name: {b: _state(spec, b) for b in ORDER} for name, spec in REGISTRY.items()}
+    problems = _problems(ops)
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -49,12 +49,16 @@ def diagnose() -> dict[str, Any]:
     }
 
 
-def _problems() -> list[str]:
+def _problems(ops: dict[str, dict[str, str]]) -> list[str]:
+    """Settings with which no op runs: a backend that does not exist, or that runs nothing on this machine."""
     try:
-        forced_backend()
+        forced = forced_backend()
     except BackendError as error:
         return [str(error)]
-    return []
+    if forced is None or any(row[forced] == "ok" for row in ops.values()):
+        return []
+    reasons = dict.fromkeys(row[forced].partition(": ")[2] for row in ops.values())
+    return [f"Backend {forced!r} is asked for, and no op runs on it here ({'; '.join(reasons)})."]
 
 
 def _state(spec: OpSpec, name: str) -> str:
@@ -62,10 +66,10 @@ def _state(spec: OpSpec, name: str) -> str:
     device = "cuda" if name in _ON_DEVICE and torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if torch.float32 in spec.tolerance else next(iter(spec.tolerance))
     args = spec.inputs(torch.Generator().manual_seed(0), dtype)
-    args = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
-    if (reason := spec.why_not(name, *args)) is not None:
-        return f"no: {reason}"
     try:
+        args = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
+        if (reason := spec.why_not(name, *args)) is not None:
+            return f"no: {reason}"
         with backend(name):
             got = spec(*args)
     except Exception as error:  # a broken backend is what the doctor is asked about, whatever it raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from balanced_rep import __version__
 from balanced_rep.cli import app
-from balanced_rep.doctor import diagnose
+from balanced_rep.doctor import _state, diagnose
 from balanced_rep.ops._registry import ORDER, REGISTRY, Impl
 
 run = CliRunner().invoke
@@ -65,6 +66,25 @@ def test_a_backend_that_does_not_exist_is_a_problem(monkeypatch):
         "BALANCED_REP_BACKEND asks for backend 'fpga'; known backends: cuda, triton, cpp, reference." in result.stdout
     )
     assert "please report" not in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the backend runs")
+def test_a_backend_that_runs_nothing_here_is_a_problem(monkeypatch):
+    monkeypatch.setenv("BALANCED_REP_BACKEND", "cuda")
+    (problem,) = diagnose()["problems"]
+    assert problem.startswith("Backend 'cuda' is asked for, and no op runs on it here (")
+    assert run(app, ["doctor"]).exit_code == 1
+
+
+def test_a_device_that_cannot_be_used_is_reported(monkeypatch):
+    """As where the driver is older than torch wants: the copy to the device raises, and the doctor goes on."""
+
+    class Stubborn(torch.Tensor):
+        def to(self, *_):
+            raise RuntimeError("no kernel image")
+
+    spec = replace(REGISTRY["moments"], inputs=lambda *_: (torch.ones(2).as_subclass(Stubborn),))
+    assert _state(spec, "cpp") == "failed: RuntimeError: no kernel image"
 
 
 def test_version():
