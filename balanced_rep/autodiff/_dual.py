@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from balanced_rep.autodiff._fused import Result
+from balanced_rep.autodiff._pending import Apart, Pending, Work
 from balanced_rep.autodiff._session import current
-
-if TYPE_CHECKING:
-    from balanced_rep.autodiff._pending import Pending
 
 __all__ = ["Dual", "dual", "is_dual", "lift", "primal", "slot_dim", "slots"]
 
@@ -38,8 +37,8 @@ class Dual(Tensor):
 
     @classmethod
     def later(cls, pending: Pending) -> Dual:
-        """A tensor that is computed when somebody reads it."""
-        new = _wrapper(pending.source, pending.strides())
+        """A tensor that is computed, or put together, when somebody reads it."""
+        new = _wrapper(pending.primal.unsqueeze(0), pending.strides())
         new._stack, new.pending = None, pending
         if (session := current()) is not None:
             session.remember_pending(new)
@@ -51,28 +50,56 @@ class Dual(Tensor):
         if (session := current()) is not None and session.on_dual is not None:
             session.on_dual(self)
 
+    @classmethod
+    def of(cls, result: Result) -> Dual:
+        """The result of a fused op."""
+        return Dual(result) if isinstance(result, Tensor) else cls.later(Apart(*result))
+
+    def _finish(self) -> Apart | None:
+        """Has the work done that waits; what is left is a value in two pieces, or nothing."""
+        if isinstance(self.pending, Work):
+            result = self.pending.done()
+            if isinstance(result, Tensor):
+                self.become(result)
+            else:
+                self.pending = Apart(*result)
+        return self.pending  # pyright: ignore[reportReturnType]
+
     @property
     def stack(self) -> Tensor:
         """The buffer ``(1 + K, *shape)``."""
-        if self.pending is not None:
-            self.become(self.pending.stack())
+        if self.pending is not None and (apart := self._finish()) is not None:
+            self.become(apart.joined())
         assert self._stack is not None
         return self._stack
 
     @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Primal and tangents, for reading only: others may share them, and the tangents have a dtype of their own."""
+        if self.pending is not None and (apart := self._finish()) is not None:
+            apart.checked()
+            return apart.primal, apart.tangents
+        return self.stack[0], self.stack[1:]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether there is no buffer with both; what waits is done first."""
+        return self.pending is not None and self._finish() is not None
+
+    @property
     def slots(self) -> int:
         """1 + K."""
-        return (self._stack if self.pending is None else self.pending.source).shape[0]  # pyright: ignore
+        return self.pending.slots if self.pending is not None else self.stack.shape[0]
 
     @property
     def primal(self) -> Tensor:
-        """``(*shape)``: a view of slot 0."""
-        return self.stack[0]
+        """``(*shape)``, for reading only."""
+        return self.parts[0]
 
     @property
     def tangents(self) -> Tensor:
-        """``(K, *shape)``: a view of the other slots."""
-        return self.stack[1:]
+        """``(K, *shape)``, for reading only."""
+        return self.parts[1]
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         shape, k = tuple(self.shape), self.slots - 1
@@ -120,8 +147,8 @@ def dual(primal: Tensor, tangents: Tensor) -> Dual:
 
 
 def primal(x: Any) -> Any:
-    """Slot 0 of a Dual; anything else unchanged."""
-    return x.stack[0] if isinstance(x, Dual) else x
+    """The primal of a Dual, for reading only; anything else unchanged."""
+    return x.parts[0] if isinstance(x, Dual) else x
 
 
 def slots(*xs: object) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual
 from balanced_rep.autodiff._errors import UnsupportedError
+from balanced_rep.autodiff._pending import Viewed
 from balanced_rep.autodiff._session import Session
 
 __all__ = ["is_inplace", "writable", "write_back"]
@@ -95,7 +96,7 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
         return target.copy_(result)
     with torch._C.DisableTorchFunctionSubclass():
         if isinstance(result, Dual):
-            if target.pending is not None:  # nobody has seen its buffer: there is none
+            if target.pending is not None and not isinstance(target.pending, Viewed):  # there is no buffer to fill
                 target.become(result.stack.to(target.dtype, copy=True))
             elif target.stack is not result.stack:
                 target.stack.copy_(result.stack)

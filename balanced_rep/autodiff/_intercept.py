@@ -18,6 +18,7 @@ from balanced_rep.autodiff._fallback import fallback
 from balanced_rep.autodiff._inplace import is_inplace, writable, write_back
 from balanced_rep.autodiff._registry import PRODUCTS, Rule, function_name, lookup, returns_view
 from balanced_rep.autodiff._session import Session, calling_module, current
+from balanced_rep.autodiff._viewed import view_apart
 
 __all__ = ["Interceptor", "intercept"]
 
@@ -212,6 +213,8 @@ def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwar
     if entry.composite:
         return entry.fn(*args, **kwargs)
     with _PLAINLY():
+        if entry.kind == "view" and args and isinstance(args[0], Dual) and args[0].is_apart:
+            return view_apart(entry.fn, args[0], args[1:], kwargs)
         if entry.kind in ("view", "structure", "library"):
             return entry.fn(*args, **kwargs)
         if not torch._C._is_any_autocast_enabled():

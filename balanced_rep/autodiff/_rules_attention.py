@@ -39,11 +39,15 @@ def _attention(
     heads = (query.shape[-3], key.shape[-3]) if enable_gqa else _common_heads(given)
     lead = _broadcast([x.shape[:-3] for x in given])
     q, k, v = (_canonical(x, lead, h) for x, h in zip(given, (heads[0], heads[1], heads[1]), strict=True))
+    if len({t.dtype for _, t in (q, k, v) if t is not None}) > 1:
+        q, k, v = ((x, None if t is None else t.to(x.dtype)) for x, t in (q, k, v))
     mask = None if attn_mask is None else _mask(attn_mask, lead, heads[0], query.shape[-2], key.shape[-2])
-    y = _fused.attention(q, k, v, tuple(is_dual(x) for x in given), mask, is_causal, factor)  # pyright: ignore
-    front = lead if max(x.dim() for x in given) > 2 else ()
-    names = (heads[0],) if max(x.dim() for x in given) > 2 else ()
-    return Dual(y.reshape(y.shape[0], *front, *names, *y.shape[-2:]))
+    y = _fused.attention(q, k, v, mask, is_causal, factor)
+    deep = max(x.dim() for x in given) > 2
+    shape = (*lead, *heads[:1], query.shape[-2], value.shape[-1]) if deep else (query.shape[-2], value.shape[-1])
+    if isinstance(y, Tensor):
+        return Dual(y.reshape(y.shape[0], *shape))
+    return Dual.of((y[0].reshape(shape), y[1].reshape(y[1].shape[0], *shape)))
 
 
 def _common_heads(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
@@ -55,12 +59,19 @@ def _broadcast(shapes: list[torch.Size]) -> torch.Size:
     return shapes[0] if all(s == shapes[0] for s in shapes) else torch.broadcast_shapes(*shapes)
 
 
-def _canonical(x: Tensor, lead: torch.Size, heads: int) -> Tensor:
-    """The stack, or ``x`` as its only slot, as (slots, B, heads, n, channels)."""
-    s = x.stack if isinstance(x, Dual) else x.unsqueeze(0)
-    inner = s.shape[-2:]
-    s = s.reshape(s.shape[0], *[1] * (len(lead) + 4 - s.dim()), *s.shape[1:]).expand(-1, *lead, heads, *inner)
-    return s if len(lead) == 1 else s.reshape(s.shape[0], math.prod(lead), heads, *inner)
+def _canonical(x: Tensor, lead: torch.Size, heads: int) -> tuple[Tensor, Tensor | None]:
+    """Primal as (B, heads, n, channels), and tangents with K in front, if there are any."""
+
+    def expanded(t: Tensor, extra: int) -> Tensor:
+        front, inner = t.shape[:extra], t.shape[-2:]
+        t = t.reshape(*front, *[1] * (len(lead) + 3 + extra - t.dim()), *t.shape[extra:])
+        t = t.expand(*front, *lead, heads, *inner)
+        return t if len(lead) == 1 else t.reshape(*front, math.prod(lead), heads, *inner)
+
+    if not isinstance(x, Dual):
+        return expanded(x, 0), None
+    value, tangents = x.parts
+    return expanded(value, 0), expanded(tangents, 1)
 
 
 def _mask(mask: Tensor, lead: torch.Size, heads: int, rows: int, columns: int) -> Tensor:

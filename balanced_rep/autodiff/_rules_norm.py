@@ -30,8 +30,8 @@ def _group_norm(
     if is_dual(weight) or is_dual(bias) or not isinstance(input, Dual) or not input.is_floating_point():
         return NotImplemented
     if input.dim() < 2 or num_groups < 1 or input.shape[1] % num_groups or not input.numel():
-        F.group_norm(input.stack[0], num_groups, weight, bias, eps)  # raises, unless it is empty
-    return Dual.later(NormedGroups(input.stack, num_groups, weight, bias, eps))
+        F.group_norm(input.primal, num_groups, weight, bias, eps)  # raises, unless it is empty
+    return Dual.later(NormedGroups(*input.parts, num_groups, weight, bias, eps))
 
 
 @rule("layer_norm", kind="norm", formula="t' = w r (t - <t> - x^ <t x^>) over each row")
@@ -48,7 +48,7 @@ def _layer_norm(
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
     if is_dual(weight) or not isinstance(input, Dual) or not input.is_floating_point():
         return NotImplemented
-    eps = torch.finfo(wide(input.stack[:0]).dtype).eps if eps is None else eps
+    eps = torch.finfo(wide(input.primal[:0]).dtype).eps if eps is None else eps
     return _row_norm(RMS_NORM_JVP, input, normalized_shape, weight, None, eps)
 
 
@@ -59,12 +59,13 @@ def _row_norm(
     sizes = tuple(input.shape[input.dim() - len(given) :])
     for w in (weight, bias):
         if given != sizes or not given or (w is not None and tuple(w.shape) != given):
-            F.layer_norm(input.stack[0], given, weight, bias)  # raises
+            F.layer_norm(input.primal, given, weight, bias)  # raises
     weight, bias = (None if w is None else w.reshape(1, -1) for w in (weight, bias))
+    x, dx = input.parts
     if len(given) == 1:
-        return Dual.later(NormedRows(input.stack, spec, weight, bias, eps))
-    rows = NormedRows(input.stack.flatten(-len(given)), spec, weight, bias, eps)
-    return Dual(rows.stack().view(input.slots, *input.shape))
+        return Dual.later(NormedRows(x, dx, spec, weight, bias, eps))
+    rows = NormedRows(x.flatten(-len(given)), dx.flatten(-len(given)), spec, weight, bias, eps)
+    return Dual(Dual.of(rows.done()).stack.view(input.slots, *input.shape))
 
 
 @rule("batch_norm", kind="norm", formula="t' = w t / sqrt(running_var + eps) (eval mode; refused in training)")
@@ -108,8 +109,10 @@ def _softmax(
         dtype = _stacklevel
     if dim is None or not (dtype or input.dtype).is_floating_point or input.dim() == 0:
         return NotImplemented
-    s = input.stack if dtype is None else input.stack.to(dtype)
-    return Dual(_fused.softmax(s, slot_dim(dim, input.dim())))
+    x, dx = input.parts
+    if dtype is not None and dtype != x.dtype:
+        x, dx = x.to(dtype), dx.to(dtype)
+    return Dual.of(_fused.softmax(x, dx, slot_dim(dim, input.dim()) - 1))
 
 
 @rule("log_softmax", kind="norm", formula="t' = t - <y, t>")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from balanced_rep.autodiff import _fused
 from balanced_rep.autodiff._dual import Dual, is_dual, primal, slots
-from balanced_rep.autodiff._pending import Activated, NormedGroups, NormedRows, Scaled
+from balanced_rep.autodiff._pending import Activated, Apart, NormedGroups, NormedRows, Scaled
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.ops._jvp import wide
 
@@ -90,15 +90,15 @@ def _silu(input: Dual, inplace: bool = False) -> Any:
     if not input.is_floating_point():
         return NotImplemented
     if isinstance(pending := input.pending, NormedGroups):
-        return Dual(pending.checked().compute(silu=True))
-    return Dual.later(Activated(input.stack, "silu"))
+        return Dual.of(pending.checked().compute(silu=True))
+    return Dual.later(Activated(*input.parts, "silu"))
 
 
 @rule("gelu", kind="pointwise", formula="t' = t (Phi(x) + x phi(x)), or of the tanh form")
 def _gelu(input: Dual, approximate: str = "none") -> Any:
     if not input.is_floating_point() or approximate not in ("none", "tanh"):
         return NotImplemented
-    return Dual.later(Activated(input.stack, "gelu" if approximate == "none" else "gelu_tanh"))
+    return Dual.later(Activated(*input.parts, "gelu" if approximate == "none" else "gelu_tanh"))
 
 
 def _gated(name: str, closed: Callable[..., Tensor], slope: Callable[..., float], formula: str) -> None:
@@ -204,8 +204,13 @@ def _sum(x: Any, y: Any, alpha: Any = 1) -> Dual:
         if (joined := _joined(a, b)) is not None:
             return joined
     if isinstance(x, Dual) and isinstance(y, Dual):
+        if x.shape == y.shape and (x.is_apart or y.is_apart):
+            return Dual.of(_fused.summed(x.parts, y.parts, alpha))
         return Dual(torch.add(_align(x.stack, n), _align(y.stack, n), alpha=alpha))
     moving = x if isinstance(x, Dual) else y
+    if isinstance(x, Dual) and shape == x.shape and dtype == x.dtype:  # a constant leaves the tangents where they are
+        value, tangents = x.parts
+        return Dual.later(Apart(torch.add(value, y, alpha=alpha), tangents))
     s = _align(moving.stack, n)
     out = _empty(s, slots(moving), shape, dtype)
     torch.add(primal(x), primal(y), alpha=alpha, out=out[0]) if isinstance(primal(x), Tensor) else out[0].copy_(
@@ -223,7 +228,8 @@ def _joined(x: Any, y: Any) -> Dual | None:
         moved = pending.checked().plus(y)
         return None if moved is None else Dual.later(moved)
     if isinstance(pending, Scaled) and isinstance(y, Dual) and y.shape == x.shape and y.dtype == x.dtype:
-        return Dual(torch.addcmul(y.stack, pending.checked().source, pending.factor))
+        source = pending.checked()
+        return Dual.of(_fused.summed_product(y.parts, (source.primal, source.tangents), source.factor))
     return None
 
 
@@ -253,7 +259,10 @@ def _mul(input: Any, other: Any) -> Dual:
         return _times_constant(moving, factor, shape, dtype, n)
     for h, g in ((input, other), (other, input)):
         if isinstance(g.pending, Activated) and h.shape == g.shape and h.dtype == g.dtype and h is not g:
-            return Dual(_fused.gated(h.stack, g.pending.checked().source, g.pending.kind))
+            source = g.pending.checked()
+            dh = h.tangents
+            if dh.dtype == source.tangents.dtype:
+                return Dual.of(_fused.gated(h.primal, dh, source.primal, source.tangents, source.kind))
     a, b = _align(input.stack, n), _align(other.stack, n)
     out = _empty(a, a.shape[0], shape, dtype)
     torch.mul(a, b[0], out=out)
@@ -266,7 +275,7 @@ def _times_constant(moving: Dual, factor: Any, shape: torch.Size, dtype: torch.d
         if isinstance(moving.pending, NormedRows) and (scaled := moving.pending.checked().times(factor)) is not None:
             return Dual.later(scaled)
         if isinstance(factor, Tensor) and factor.dim() > 0 and dtype.is_floating_point and factor.dtype == dtype:
-            return Dual.later(Scaled(moving.stack, factor))
+            return Dual.later(Scaled(*moving.parts, factor))
     return Dual(_align(moving.stack, n) * factor)
 
 
@@ -276,6 +285,8 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
         return NotImplemented
     shape, dtype, n = _result(input, other)
     if _plain(other):
+        if isinstance(other, int | float) and other == 1 and dtype == input.dtype:
+            return Dual.later(Apart(*input.parts))
         return Dual(_align(input.stack, n) / other)
     b = _align(other.stack, n)
     dtype = dtype if dtype.is_floating_point or dtype.is_complex else torch.get_default_dtype()

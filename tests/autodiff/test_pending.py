@@ -139,6 +139,10 @@ WAITING = {
     "modulated": lambda x: F.layer_norm(x, (6,)) * torch.arange(6.0, dtype=x.dtype),
     "gelu": F.gelu,
     "scaled": lambda x: x * torch.arange(6.0, dtype=x.dtype),
+    "shifted": lambda x: x + torch.arange(6.0, dtype=x.dtype),
+    "divided by one": lambda x: x / 1.0,
+    "view": lambda x: (x + torch.ones(6, dtype=x.dtype)).transpose(0, 1).transpose(0, 1),
+    "piece": lambda x: (x + torch.ones(6, dtype=x.dtype)).chunk(2, 1)[0].repeat(1, 2, 1),
 }
 
 
@@ -178,6 +182,35 @@ def test_a_constant_that_is_written_in_between(agrees: Callable, draw: Callable)
         return h.exp() + g
 
     agrees(f, draw(3, 4, 6))
+
+
+@pytest.mark.parametrize("write", ["base", "view", "piece of view"])
+def test_views_of_a_shifted_value_are_views(write: str, agrees: Callable, draw: Callable):
+    def f(x):
+        h = x + torch.arange(6.0, dtype=x.dtype)
+        v = h.flatten(0, 1)
+        p = v.split(6)[1]
+        {"base": h, "view": v, "piece of view": p}[write].add_(1.5)
+        return h.sin(), v.cos(), p.exp(), x
+
+    agrees(f, draw(3, 4, 6))
+
+
+def test_a_constant_moves_no_tangent(ops: list, agrees: Callable, draw: Callable):
+    c = draw(2, 6, 1, 1)
+    seen = []
+
+    def f(x):
+        h = x + c
+        seen.append(h.pending.tangents.data_ptr() == x.stack[1:].data_ptr() if hasattr(h, "pending") else None)
+        return F.group_norm(h, 3) - 1.5 + h
+
+    agrees(f, draw(2, 6, 3, 4))
+    assert [s for s in seen if s is not None] == [True]
+    agrees(lambda x: (x + c) + (x.sin() + c) + x.cos(), draw(2, 6, 3, 4))
+    agrees(lambda x: (x + c).chunk(2, 1)[1] * (x - c)[:, :3], draw(2, 6, 3, 4))
+    w = draw(4, 6, 3, 3)
+    agrees(lambda x: F.conv2d(x + c, w), draw(2, 6, 3, 4))
 
 
 def test_silu_in_place_behind_a_norm(agrees: Callable, draw: Callable):
