@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._jacobian_svd import jacobian_svd
+from balanced_rep.linalg._jacobian_svd import is_formed, jacobian_svd
 from balanced_rep.linalg._operator import JacobianOperator
 from balanced_rep.linalg._probes import Estimate, RunningMean
 from balanced_rep.linalg._result import SVDResult
@@ -45,7 +45,7 @@ class JacobianSpectrum:
     r"""Summaries of a Jacobian's spectrum; tensors have one number per sample.
 
     Attributes:
-        svd: The leading triples.
+        svd: The leading triples; all of them where the Jacobian is small enough to be formed.
         squared_norm: :math:`\|J\|_F^2` with its standard error.
         stable_rank: :math:`\|J\|_F^2 / s_1^2`.
         effective_rank: Least and greatest value that the exponential of the entropy of the shares can have.
@@ -101,7 +101,7 @@ def jacobian_spectrum(
     Args:
         f: Function or module, as in :func:`balanced_rep.jacobian_svd`.
         x: The point.
-        k: Triples.
+        k: Triples. Where the Jacobian is formed anyway (n at most 4 (k + 8)), all are taken and everything is exact.
         n_probes: Random tangents for the norm outside of the triples; with n of them or more the norm is exact.
         reference: What the leading right vector is compared with, in the shape of x; by default x itself.
         **options: Those of :func:`balanced_rep.jacobian_svd`.
@@ -116,9 +116,10 @@ def jacobian_spectrum(
         raise ValueError(f"jacobian_spectrum: n_probes={n_probes}; at least 2 are needed for a standard error")
     if k < 1:
         raise ValueError(f"jacobian_spectrum: k={k}; at least 1 is needed")
-    result = jacobian_svd(f, x, k, **options)
     call = {name: options[name] for name in ("batch", "output", "chunk_size", "kwargs") if name in options}
     J = JacobianOperator(f, x, **call)
+    m, n = J.shape[-2:]
+    result = jacobian_svd(f, x, max(k, min(m, n)) if is_formed(n, k) else k, **options)
     seed = options.get("seed", 0)
     number, item = seed if isinstance(seed, tuple) else (seed, 0)
     norm = _squared_norm(J, result, n_probes, number, item)
@@ -130,18 +131,21 @@ def jacobian_spectrum(
         svd=result,
         squared_norm=norm,
         stable_rank=torch.where(first > 0, total / torch.where(first > 0, first, 1.0), 0.0),
-        effective_rank=_effective_rank(S, total, min(J.shape[-2:])),
+        effective_rank=_effective_rank(S, total, min(m, n)),
         n90=_energy_rank(S, total, 0.9),
         n95=_energy_rank(S, total, 0.95),
         alignment=cosine,
-        size=min(J.shape[-2:]),
+        size=min(m, n),
     )
 
 
 def _squared_norm(J: JacobianOperator, result: SVDResult, n_probes: int, seed: int, item: int) -> Estimate:
     """Of the triples exactly, and of what is outside of them from probes."""
-    n = J.shape[-1]
-    if n <= n_probes or n <= result.S.shape[-1]:
+    m, n = J.shape[-2:]
+    if result.S.shape[-1] == min(m, n):
+        squares = result.S.double().square().sum(-1)
+        return Estimate(squares, torch.zeros_like(squares), 0, exact=True)
+    if n <= n_probes:
         norm = J.frobenius_norm(n)
         return Estimate(norm.value.double().square(), torch.zeros_like(norm.value, dtype=torch.float64), n, exact=True)
     U, S, Vh = (value.double() for value in result)

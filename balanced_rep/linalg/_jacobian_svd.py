@@ -95,7 +95,7 @@ def jacobian_svd(
     call = {"batch": batch, "output": output, "chunk_size": chunk_size, "kwargs": kwargs}
     J = JacobianOperator(f, x, **call)
     m, n = J.shape[-2:]
-    if k == 0 or n <= 4 * (k + 8) or m == 0:
+    if k == 0 or m == 0 or is_formed(n, k):
         return _from_matrix(J, options)
     wanted = min(k, m, n)
     settings = Settings(wanted, mode, tol, block, rounds, options.seed, progress)
@@ -111,6 +111,11 @@ def jacobian_svd(
     result = _result(found, J, options)
     _warn(found, result, mode)
     return result
+
+
+def is_formed(n: int, k: int) -> bool:
+    """Whether the whole Jacobian is cheaper than a search for k triples: n products against about as many."""
+    return n <= 4 * (k + 8)
 
 
 def _check(

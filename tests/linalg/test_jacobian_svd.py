@@ -266,6 +266,25 @@ def test_spectrum_of_samples_and_both_kinds_of_results():
     torch.testing.assert_close(small.squared_norm.value, J[0, :30, :30].square().sum())
 
 
+def test_spectrum_of_a_small_jacobian_is_exact():
+    J = normal(2, 60, 64)
+    found = br.jacobian_spectrum(linear(J), normal(2, 64), 8, batch=True)
+    S = torch.linalg.svdvals(J)
+    share = S.square() / S.square().sum(-1, keepdim=True)
+    assert found.svd.S.shape == (2, 60)
+    assert found.svd.info.notes == ("from the whole Jacobian: n = 64 is small",)
+    assert found.squared_norm.exact
+    torch.testing.assert_close(found.squared_norm.value, S.square().sum(-1))
+    for count, part in ((found.n90, 0.9), (found.n95, 0.95)):
+        assert bool(count.exact.all())
+        assert count.value.equal((share.cumsum(-1) < part).sum(-1) + 1)
+    for bound in found.effective_rank:
+        torch.testing.assert_close(bound, torch.special.entr(share).sum(-1).exp())
+    above = found.count_above(3.0)
+    assert above.value.equal((S > 3).sum(-1))
+    assert bool(above.exact.all())
+
+
 def test_bad_input():
     f, x = linear(shrinkage()), torch.zeros(N, dtype=torch.float64)
     for options, match in (
