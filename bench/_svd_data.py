@@ -81,7 +81,7 @@ class Problem:
 def problem(kind: str, small: bool = False) -> Problem:
     """The nearly symmetric "Gaussian denoiser" or "memorizing denoiser", n = 768, or the "trained U-Net", n = 3072."""
     if kind == "trained U-Net":
-        f, x = trained_unet(16 if small else 32, 20 if small else 350)
+        f, x = trained("U-Net", 16 if small else 32, 20 if small else 350)
         J = jacobian(f, x)
         return Problem(f, x, torch.linalg.svdvals(J.double()), J)
     size = 8 if small else 16
@@ -123,13 +123,40 @@ class UNet(nn.Module):
         return self.out(torch.cat([F.silu(self.up2(u)), a], 1))
 
 
-def trained_unet(size: int, steps: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """A denoiser trained for a minute, and a noisy patch (noise 0.5)."""
+class DiT(nn.Module):
+    """A plain diffusion transformer: patches of 4 x 4, blocks of attention and an MLP."""
+
+    def __init__(self, size: int, width: int = 128, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.size, self.heads = size, heads
+        self.into, self.out = nn.Linear(48, width), nn.Linear(width, 48)
+        self.position = nn.Parameter(0.02 * torch.randn((size // 4) ** 2, width))
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * depth + 1)])
+        self.qkv = nn.ModuleList([nn.Linear(width, 3 * width) for _ in range(depth)])
+        self.project = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+        self.mlp = nn.ModuleList(
+            [nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(depth)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.size // 4
+        tokens = x.unflatten(2, (cells, 4)).unflatten(4, (cells, 4)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        h = self.into(tokens) + self.position
+        for i, (qkv, project, mlp) in enumerate(zip(self.qkv, self.project, self.mlp, strict=True)):
+            q, k, v = qkv(self.norms[2 * i](h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            h = h + project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            h = h + mlp(self.norms[2 * i + 1](h))
+        y = self.out(self.norms[-1](h)).unflatten(1, (cells, cells)).unflatten(3, (3, 4, 4))
+        return y.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def trained(name: str, size: int, steps: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The "U-Net" or the "DiT", trained as a denoiser for a minute, and a noisy patch (noise 0.5)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = UNet()
+        net = UNet() if name == "U-Net" else DiT(size)
     X, g = patches(500, size), common.generator(3)
-    optimiser = torch.optim.Adam(net.parameters(), 2e-3)
+    optimiser = torch.optim.Adam(net.parameters(), 2e-3 if name == "U-Net" else 1e-3)
     with torch.enable_grad():
         for _ in range(steps):
             x = X[torch.randint(len(X), (16,), generator=g)]

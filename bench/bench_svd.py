@@ -30,6 +30,7 @@ import balanced_rep as br
 K, OVERSAMPLING = 32, 8
 ROUNDS = (3, 4, 5, 6, 7, 8, 10, 12)
 ROUNDING = 1e-6
+UNTRAINED = "DiT with random weights"  # no denoiser: its spectrum is flat; shown, but no bar
 SECTIONS = ("dense", "batch", "jacobian", "networks", "streaming", "certificate", "values")
 Row = dict[str, Any]
 Triple = tuple[Any, Any, Any]
@@ -221,7 +222,7 @@ def _power_iteration(kind: str, p: data.Problem, k: int, limit: int = 120) -> Ro
 def networks(budget: float, small: bool) -> list[Row]:
     """Seconds on networks with n >= 3072 against the whole Jacobian (64 columns, scaled up) and its SVD."""
     k, rows = 4 if small else 16, []
-    for name in ("dit", "edm", "trained U-Net"):
+    for name in ("trained U-Net", "trained DiT", UNTRAINED):
         f, x = _network(name, small)
         n, columns = x.numel(), 16 if small else 64
         seen: list[Any] = []
@@ -247,20 +248,13 @@ def networks(budget: float, small: bool) -> list[Row]:
 
 
 def _network(name: str, small: bool) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    if name == "trained U-Net":
-        return data.trained_unet(16 if small else 32, 20 if small else 350)
-    make, argument = {"dit": (_models.dit, "hidden_states"), "edm": (_models.edm_unet, "sample")}[name]
-    sizes = (
-        {"dit": {"size": 8, "layers": 2, "heads": 2}, "edm": {"size": 8, "channels": (32, 64, 64)}}[name]
-        if small
-        else {}
-    )
-    model, inputs = make(**sizes)
-    x = inputs.pop(argument)
-    channels = x.shape[1]
+    if name.startswith("trained"):
+        return data.trained(name.removeprefix("trained "), 16 if small else 32, 20 if small else 350)
+    model, inputs = _models.dit(**({"size": 8, "layers": 2, "heads": 2} if small else {}))
+    x = inputs.pop("hidden_states")
 
     def denoise(v: Tensor) -> Tensor:  # x - sigma eps, as every noise-predicting network is used
-        return v - 0.5 * model(v, **inputs)[0][:, :channels]
+        return v - 0.5 * model(v, **inputs)[0][:, : v.shape[1]]
 
     return denoise, x
 

@@ -26,7 +26,7 @@ from balanced_rep.linalg._small import double, eigh_descending, gaussian, orthon
 __all__ = ["JacobianProgress", "Products", "Settings", "Triples", "search_jacobian"]
 
 NEARLY_SYMMETRIC = 1.0  # times sqrt(tol): asymmetry whose effect on the values stays below half of tol
-HARDLY_SYMMETRIC = 0.5  # asymmetry beyond which forward products alone lead nowhere
+HARDLY_SYMMETRIC = 2.0  # times sqrt(tol): beyond it, rounds with both products from the start take fewer passes
 PROBES = 4  # columns of the start block whose asymmetry is measured
 GUARD = 4  # triples beyond k that the restart keeps
 BLOCK_SEEN = 8  # last images that tell how J acts outside of the basis
@@ -244,12 +244,12 @@ def search_jacobian(J: Products, settings: Settings, items: Tensor, start: tuple
     if settings.mode == "auto" and one_sided:
         _measure_asymmetry(state, R, Z)
         # Vectors to start from are near the goal, which forward products alone do not reach.
-        limit = HARDLY_SYMMETRIC if start is None else NEARLY_SYMMETRIC * settings.tol**0.5
-        one_sided = bool((state.asymmetry <= limit).all())
+        limit = HARDLY_SYMMETRIC if start is None else NEARLY_SYMMETRIC
+        one_sided = bool((state.asymmetry <= limit * settings.tol**0.5).all())
     if not one_sided:
-        _two_sided(state, space, J.reverse(Z), settings.block)
+        _two_sided(state, space, J.reverse(Z))
     elif (W := _one_sided(state, space, Z)) is not None:
-        _two_sided(state, space, W, min(2 * settings.block, W.shape[1]))
+        _two_sided(state, space, W)
     assert state.result is not None
     return state.result
 
@@ -367,8 +367,8 @@ def _images_of_left_vectors(J: Products, space: Space) -> Tensor:
     return J.reverse(space.images / torch.where(length > 0, length, 1.0)) * length
 
 
-def _two_sided(state: _State, space: Space, W: Tensor, rows: int) -> None:
-    """Rounds with both products until every sample has converged; each adds ``rows`` to the basis."""
+def _two_sided(state: _State, space: Space, W: Tensor) -> None:
+    """Rounds with both products until every sample has converged."""
     J, settings = state.J, state.settings
     while True:
         Uh, S, Vh, R, residuals = _left(space, W, settings.k)
@@ -385,7 +385,7 @@ def _two_sided(state: _State, space: Space, W: Tensor, rows: int) -> None:
             state.take(leave, (Uh, S, Vh, residuals), done | full, two_sided=True)
         if not bool(state.open.any()):
             return
-        fresh = min(rows, R.shape[1], J.n - space.size)
+        fresh = min(settings.block, R.shape[1], J.n - space.size)
         D = _grown(space, R, fresh, functools.partial(state.draw, J.rounds + 2, fresh))
         Z = J.forward(D)
         space.append(D, Z)
