@@ -20,9 +20,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from ..package import PackageOp
 
 ROOT = Path(__file__).parents[3]
 # Op to name and arguments of calls that are timed only: a reference in float64 would need ten times their memory.
@@ -34,6 +37,13 @@ LARGE: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "max of 32 x 1280 x 64 x 64, bfloat16": lambda: (_normal(torch.bfloat16, 32, 1280, 64, 64), 1, 2, 1, 0.1),
     },
     "philox_normal": {"4096 x 65536": lambda: (torch.arange(4096, device="cuda"), 0, 65536)},
+    "attention_jvp": {
+        "2 x 8 heads, 4096 x 64, 4 tangents, bfloat16": lambda: (
+            *(_normal(torch.bfloat16, 2, 8, 4096, 64) for _ in range(3)),
+            *(_normal(torch.bfloat16, 4, 2, 8, 4096, 64) for _ in range(3)),
+            *(None, False, 0.125),
+        )
+    },
 }
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BACKENDS = ("cuda", "triton")
@@ -91,16 +101,21 @@ def _normal(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
 
 
-def on_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Move tensors to the GPU, strides included; those that are there stay."""
+def on_device(args: tuple[Any, ...], device: str = "cuda") -> tuple[Any, ...]:
+    """Move tensors to a GPU, strides included; those that are on one stay."""
 
     def move(x: torch.Tensor) -> torch.Tensor:
         if x.is_cuda:
             return x
-        storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).cuda()
+        storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(device)
         return torch.as_strided(storage, x.shape, x.stride(), x.storage_offset())
 
     return tuple(move(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+
+
+def backends(op: PackageOp) -> list[str]:
+    """Return the GPU backends that an op has."""
+    return [name for name in BACKENDS if getattr(op, name, True)]
 
 
 def figures(call: Callable[[], Any], args: tuple[Any, ...]) -> dict[str, str]:
@@ -122,31 +137,60 @@ def figures(call: Callable[[], Any], args: tuple[Any, ...]) -> dict[str, str]:
 
 
 def rows(*, timed: bool = True) -> list[dict[str, str]]:
-    """Run every call of every op in every GPU backend: check it against the reference, then time it."""
-    import balanced_rep
-    from balanced_rep.ops._registry import REGISTRY
+    """Run every call of every op in every GPU backend that it has: check it against the reference, then time it.
 
-    from ..package import OPS, check
+    Args:
+        timed: False to check only.
+
+    Returns:
+        Columns of the CSV. A status is ``ok``, ``refused:`` and what ``supports`` says of this device, or the error.
+    """
+    from ..package import OPS
 
     about, found = machine(), []
     for op in OPS:
-        spec, large = REGISTRY[op.name], LARGE.get(op.name, {}) if timed else {}
+        large = LARGE.get(op.name, {}) if timed else {}
         for call, build in {**op.calls, **large}.items():
-            for backend in BACKENDS:
+            for backend in backends(op):
                 row = {**about, "op": op.name, "backend": backend, "call": call}
                 try:
-                    args = on_device(build())
-                    with balanced_rep.backend(backend):
-                        if call not in large:
-                            got = spec(*args)
-                            on_host = got.cpu() if isinstance(got, torch.Tensor) else tuple(x.cpu() for x in got)
-                            check(op, on_host, build())
-                        row |= {"status": "ok", **(figures(lambda: spec(*args), args) if timed else {})}  # noqa: B023
+                    row |= _result(op, backend, build, checked=call not in large, timed=timed)
                 except Exception as error:  # a row that says what went wrong is a contribution too
                     row["status"] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
                 print(f"{op.name:16s} {backend:7s} {call:36s} {row['status'][:60]:60s} {row.get('median_us', '')}")
                 found.append(row)
     return found
+
+
+def _result(
+    op: PackageOp, backend: str, build: Callable[[], tuple[Any, ...]], *, checked: bool, timed: bool
+) -> dict[str, str]:
+    """Run one call in one backend and return status and times."""
+    import balanced_rep
+    from balanced_rep.ops._registry import REGISTRY
+
+    from ..package import check, tensors_of
+
+    spec, args = REGISTRY[op.name], on_device(build())
+    with balanced_rep.backend(backend):
+        if reason := spec.why_not(backend, *args):
+            return {"status": f"refused: {reason}"[:200]}
+        if checked:
+            got = spec(*args)
+            on_host = tuple(x.cpu() for x in tensors_of(got))
+            check(op, on_host[0] if isinstance(got, torch.Tensor) else on_host, build())
+        return {"status": "ok", **(figures(lambda: spec(*args), args) if timed else {})}
+
+
+def failures(found: list[dict[str, str]]) -> list[str]:
+    """Say what of some rows is a failure: errors, and a backend that was refused every time (it is not installed)."""
+    failed = [row for row in found if row["status"] != "ok" and not row["status"].startswith("refused: ")]
+    lines = [f"{row['op']}, {row['backend']}, {row['call']}: {row['status']}" for row in failed]
+    for backend in {row["backend"]: None for row in found}:
+        statuses = [row["status"] for row in found if row["backend"] == backend]
+        if all(status.startswith("refused: ") for status in statuses):
+            lines.append(f"backend {backend!r} ran nothing: {statuses[0].removeprefix('refused: ')}")
+    return lines
 
 
 def sanitize() -> int:
@@ -182,7 +226,9 @@ def main() -> int:
         )
         return 2
     found = rows(timed=not arguments.numbers_only)
-    failed = sum(row["status"] != "ok" for row in found)
+    problems = failures(found)
+    print("\n".join(problems) or "every call that this device takes is right")
+    failed = len(problems)
     if not arguments.numbers_only:
         name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
         path = arguments.output or ROOT / f"gpu-{name}.csv"
