@@ -8,7 +8,7 @@ from balanced_rep.ops import BackendError, backend
 from balanced_rep.stats import Recording, RepresentationStats, cat, record, representation_stats
 
 if TYPE_CHECKING:
-    from balanced_rep import autodiff, detection, linalg, models, theory
+    from balanced_rep import autodiff, detection, linalg, models, steering, theory
     from balanced_rep.autodiff import jvp
     from balanced_rep.linalg import JacobianOperator, StreamingPCA, jacobian_spectrum, jacobian_svd, randomized_svd
 
@@ -31,6 +31,7 @@ __all__ = [
     "randomized_svd",
     "record",
     "representation_stats",
+    "steering",
     "theory",
 ]
 
@@ -46,6 +47,7 @@ _LAZY = {
     "linalg": "balanced_rep.linalg",
     "models": "balanced_rep.models",
     "randomized_svd": "balanced_rep.linalg:randomized_svd",
+    "steering": "balanced_rep.steering",
     "theory": "balanced_rep.theory",
 }
 

@@ -22,7 +22,7 @@ def test_every_public_name_is_there():
 def test_lazy_names_are_not_imported_with_the_package():
     code = "import sys, balanced_rep; print([m for m in sys.modules if m.startswith('balanced_rep.')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ("autodiff", "linalg", "models", "theory", "detection", "demo"):
+    for name in ("autodiff", "linalg", "models", "theory", "detection", "steering", "demo"):
         assert f"balanced_rep.{name}'" not in loaded
 
 

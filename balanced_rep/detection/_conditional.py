@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from balanced_rep.autodiff import jvp
-from balanced_rep.detection._noise import noise
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sigma_schedule
+from balanced_rep.models._noise import noise
 
 __all__ = ["ConditionJacobian", "NeMo", "NoiseDifference", "Sharpness", "null_batch"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from balanced_rep.detection._noise import noise
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
+from balanced_rep.models._noise import noise
 
 __all__ = ["DenoisingError"]
 

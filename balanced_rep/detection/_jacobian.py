@@ -6,13 +6,16 @@ In the units of the data the score function is :math:`s(y) = (D(y) - y) / \sigma
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from balanced_rep.detection._noise import noise
 from balanced_rep.detection._products import jacobian, products
 from balanced_rep.detection._score import Batch, Score, register
+from balanced_rep.linalg import jacobian_spectrum
 from balanced_rep.models import Denoiser
+from balanced_rep.models._noise import noise
 
 __all__ = ["FLIPD", "JacobianNorm", "JacobianRank"]
 
@@ -72,22 +75,32 @@ class JacobianNorm(Score):
 
 @register
 class JacobianRank(Score):
-    """Effective rank of the denoiser's Jacobian, (sum s)^2 / sum s^2 over its singular values; for small samples."""
+    """Rank of the denoiser's Jacobian: effective, from all singular values, or stable, from the leading ones."""
 
     name = "jacobian_rank"
-    formula = "(sum_i s_i)^2 / sum_i s_i^2, s = singular values of J_D(x + sigma e)"
+    formula = "(sum_i s_i)^2 / sum_i s_i^2, or sum_i s_i^2 / s_1^2; s = singular values of J_D(x + sigma e)"
     source = "Zhang et al., ICLR 2026, Appendix B.3"
     requires = frozenset({"model", "samples", "sigma"})
     direction = "low"
-    cost = "a Jacobian-vector product for each entry of a sample, and a forward pass for every sixteen of them"
+    cost = "a Jacobian-vector product for each entry of a sample; for the stable rank, some tens of them"
 
-    def __init__(self, noisy: bool = True):
-        """Chooses the point.
+    def __init__(self, kind: Literal["effective", "stable"] = "effective", n_probes: int = 32, noisy: bool = True):
+        """Chooses the rank and the point.
 
         Args:
+            kind: "effective" takes whole Jacobians, of samples with up to 4096 entries; "stable" the leading singular
+                value and an estimate of the norm, of samples of any size.
+            n_probes: Random probes for the norm of the stable rank.
             noisy: Take the Jacobian at the noisy sample instead of the clean one.
+
+        Raises:
+            ValueError: If `kind` is neither, or `n_probes` below 2.
         """
-        self.noisy = noisy
+        if kind not in ("effective", "stable") or n_probes < 2:
+            raise ValueError(
+                f"jacobian_rank: kind must be 'effective' or 'stable' and n_probes >= 2, got {kind!r}, {n_probes}."
+            )
+        self.kind, self.n_probes, self.noisy = kind, n_probes, noisy
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:
         """Takes whole Jacobians.
@@ -103,15 +116,29 @@ class JacobianRank(Score):
             ValueError: If samples have more entries than whole Jacobians are taken of.
         """
         point = _point(batch, self.noisy)
+        if self.kind == "stable":
+            return self._stable(D, batch, point)
         n = point[0].numel()
         if n > DENSE:
-            raise ValueError(f"jacobian_rank: samples have {n} entries, more than {DENSE}; use jacobian_norm.")
+            raise ValueError(f"jacobian_rank: samples have {n} entries, more than {DENSE}; take kind='stable'.")
         J = jacobian(lambda z: D(z, batch.sigmas[0], batch.cond), point).double()
         batch.forwards += len(batch) * -(-n // 16)
         batch.tangents += len(batch) * n
         finite = J.isfinite().flatten(1).all(dim=1)
         s = torch.linalg.svdvals(J.where(finite[:, None, None], 0.0))
         return (s.sum(dim=1).square() / s.square().sum(dim=1)).where(finite, torch.nan)
+
+    def _stable(self, D: Denoiser, batch: Batch, point: Tensor) -> Tensor:
+        finite = point.isfinite().flatten(1).all(dim=1)
+        safe = point.where(finite.view(-1, *[1] * (point.ndim - 1)), 0.0)
+        found = jacobian_spectrum(
+            lambda z: D(z, batch.sigmas[0], batch.cond), safe, 1, batch=True, n_probes=self.n_probes, seed=batch.seed
+        )
+        info = found.svd.info
+        rounds, columns = (torch.as_tensor(v, dtype=torch.float64).mean() for v in (info.rounds, info.passes))
+        batch.forwards += len(batch) * (float(rounds) + -(-self.n_probes // 8))
+        batch.tangents += len(batch) * (float(columns) + self.n_probes)
+        return found.stable_rank.double().where(finite, torch.nan)
 
 
 @register

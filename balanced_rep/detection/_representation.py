@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from balanced_rep.detection._noise import noise
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
+from balanced_rep.models._noise import noise
 from balanced_rep.stats import RepresentationStats, record
 
 __all__ = ["RepresentationStd", "record_layers"]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from balanced_rep.detection._checks import check_denoiser, check_images, check_sigmas, resolve_layers
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
 
 __all__ = ["OK", "Batch", "Direction", "Needs", "Score", "Scores", "get", "names", "register"]
 

@@ -18,12 +18,14 @@ from balanced_rep.theory._compare import (
     principal_angles,
 )
 from balanced_rep.theory._data import Separability, separability, separable_subset
+from balanced_rep.theory._family import DAEFamily, geometric_levels, train_family
 from balanced_rep.theory._ideal import EmpiricalDenoiser, GaussianDenoiser
 from balanced_rep.theory._train import TrainedDAE, lam_from_weight_decay, mask_loss, sampled_loss, train_dae
 
 __all__ = [
     "ClosedForm",
     "ColumnMatch",
+    "DAEFamily",
     "EmpiricalDenoiser",
     "GaussianDenoiser",
     "Separability",
@@ -31,6 +33,7 @@ __all__ = [
     "closed_form",
     "closed_form_weights",
     "column_scale",
+    "geometric_levels",
     "gram_error",
     "lam_from_weight_decay",
     "mask_loss",
@@ -45,4 +48,5 @@ __all__ = [
     "separability",
     "separable_subset",
     "train_dae",
+    "train_family",
 ]

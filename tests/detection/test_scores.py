@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import balanced_rep as br
 from balanced_rep import detection
-from balanced_rep.detection._noise import noise
 from balanced_rep.models import Tap, digits, digits_data
+from balanced_rep.models._noise import noise
 from balanced_rep.theory import GaussianDenoiser
 
 F64 = torch.float64
@@ -81,6 +81,16 @@ def test_jacobian_scores_are_exact_for_small_samples(digit_samples: Tensor) -> N
     assert (norm.forwards, norm.tangents) == (4, 64)
     rank = detection.get("jacobian_rank")(D, x, sigma=0.2)
     torch.testing.assert_close(rank.values, s.sum(1).square() / s.square().sum(1))
+
+
+def test_stable_rank_of_samples_of_any_size(digit_samples: Tensor) -> None:
+    D, x = digits().double(), digit_samples[:4].double()
+    y = x + 0.2 * draws(4, (1, 8, 8))
+    J = torch.stack([torch.func.jacrev(lambda z: D(z[None], 0.2)[0].flatten())(s).reshape(64, 64) for s in y])
+    s = torch.linalg.svdvals(J)
+    got = detection.get("jacobian_rank", kind="stable", n_probes=64)(D, x, sigma=0.2)
+    torch.testing.assert_close(got.values, s.square().sum(1) / s[:, 0].square(), rtol=0.05, atol=0)
+    assert got.tangents > 64
 
 
 def test_jacobian_norm_is_unbiased(digit_samples: Tensor) -> None:
@@ -341,6 +351,7 @@ def test_unknown_names_and_options() -> None:
         ("denoising_error", {"n_draws": 0}),
         ("flipd", {"n_probes": 0}),
         ("jacobian_norm", {"n_probes": 0}),
+        ("jacobian_rank", {"kind": "numerical"}),
         ("noise_difference", {"n_steps": 0}),
         ("nemo", {"reduce": "sum"}),
         ("generation_density", {"n_images": 1}),

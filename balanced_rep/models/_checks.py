@@ -1,4 +1,4 @@
-"""Checks of what a score is asked to look at, with messages that say what to do."""
+"""Checks of what an analysis is asked to look at, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from balanced_rep.models import Denoiser
+from balanced_rep.models._protocol import Denoiser
 from balanced_rep.stats._record_layers import near_names
 
 __all__ = ["check_denoiser", "check_images", "check_sigmas", "resolve_layers"]

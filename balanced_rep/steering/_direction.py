@@ -1,0 +1,191 @@
+"""Directions in representation space, from samples that show what is wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
+from balanced_rep.models._noise import noise
+from balanced_rep.stats import record
+
+__all__ = ["Direction", "direction", "unit_means"]
+
+FORMAT = "balanced-rep direction 1"
+METADATA_KEY = "balanced_rep_direction"
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A vector for each of some layers.
+
+    Attributes:
+        vectors: Layer to vector over its units (channels or features), float32 `(units,)`.
+        at: Layer to whether its input or its output is meant.
+        sigma: Noise level at which the representations were taken.
+    """
+
+    vectors: dict[str, Tensor]
+    at: dict[str, Literal["input", "output"]]
+    sigma: float
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} ({len(v)})" for name, v in self.vectors.items())
+        return f"Direction({sizes}; sigma={self.sigma:g})"
+
+    @property
+    def square(self) -> float:
+        """Sum of the squared norms over layers."""
+        return float(sum(v.double().square().sum() for v in self.vectors.values()))
+
+    def only(self, layers: Sequence[str]) -> Direction:
+        """The same for fewer layers.
+
+        Args:
+            layers: Which.
+
+        Returns:
+            The direction.
+
+        Raises:
+            ValueError: If there is no vector for one of them.
+        """
+        if missing := [name for name in layers if name not in self.vectors]:
+            raise ValueError(f"direction has no vector for {missing}; it has {', '.join(self.vectors)}.")
+        return replace(self, vectors={n: self.vectors[n] for n in layers}, at={n: self.at[n] for n in layers})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the direction to a safetensors file.
+
+        Args:
+            path: The file.
+        """
+        from safetensors.torch import save
+
+        about = {"format": FORMAT, "at": self.at, "sigma": self.sigma}
+        tensors = {name: v.cpu().contiguous() for name, v in self.vectors.items()}
+        Path(path).write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(about)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Direction:
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The direction.
+
+        Raises:
+            ValueError: If the file is no direction.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {})[METADATA_KEY])
+                vectors = {name: file.get_tensor(name) for name in about["at"]}
+            if about["format"] != FORMAT:
+                raise ValueError(f"format {about['format']!r}")
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a direction that this version reads ({error!r}).") from error
+        return cls(vectors, about["at"], float(about["sigma"]))
+
+
+def direction(
+    D: Denoiser,
+    positive: Tensor,
+    negative: Tensor | None = None,
+    *,
+    sigma: float,
+    layers: str | Sequence[str] | None = None,
+    cond: Any = None,
+    negative_cond: Any = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Direction:
+    """The direction towards samples of a concept.
+
+    With one set it is the mean representation of the samples, as the paper has it; with two, the difference of the
+    means, which leaves out what both have in common, as the paper's released code has it. Representations are averaged
+    over space or tokens, so that a direction fits every image size.
+
+    Args:
+        D: The denoiser.
+        positive: Clean samples that show the concept, `(n, *sample_shape)`.
+        negative: Clean samples that do not.
+        sigma: Noise level at which the representations are taken.
+        layers: Names from `D.layers`; default: all.
+        cond: Conditions of the positive samples.
+        negative_cond: Conditions of the negative samples.
+        seed: Of the noise.
+        batch_size: Samples at once.
+
+    Returns:
+        The direction.
+
+    Raises:
+        ValueError: If a representation is not finite, there are no samples, or an input does not fit the model.
+    """
+    names = resolve_layers("direction", D, layers)
+    means = unit_means(D, positive, names, sigma=sigma, cond=cond, seed=seed, batch_size=batch_size)
+    if negative is not None:
+        others = unit_means(D, negative, names, sigma=sigma, cond=negative_cond, seed=seed, batch_size=batch_size)
+        means = {name: means[name] - others[name] for name in names}
+    return Direction(
+        {n: v.float() for n, v in means.items()}, {name: D.layers[name].at for name in names}, float(sigma)
+    )
+
+
+@torch.no_grad()
+def unit_means(
+    D: Denoiser, x: Tensor, layers: Sequence[str], *, sigma: float, cond: Any, seed: int, batch_size: int
+) -> dict[str, Tensor]:
+    """Mean of each unit of some layers over samples, space and tokens.
+
+    Args:
+        D: The denoiser, a module.
+        x: Clean samples.
+        layers: Labelled layers.
+        sigma: Noise level.
+        cond: Conditions.
+        seed: Of the noise.
+        batch_size: Samples at once.
+
+    Returns:
+        Layer to float64 `(units,)`.
+
+    Raises:
+        ValueError: If there are no samples or a representation is not finite.
+    """
+    check_denoiser("direction", D)
+    check_images("direction", D, x)
+    check_sigmas("direction", D, (sigma,))
+    if not len(x):
+        raise ValueError("direction: no samples are given.")
+    assert isinstance(D, nn.Module)
+    found: dict[str, Tensor] = {}
+    places: tuple[Literal["input", "output"], ...] = ("input", "output")
+    for at in places:
+        names = [name for name in layers if D.layers[name].at == at]
+        if not names:
+            continue
+        with record(D, names, at, call=0, per="unit", stop=True) as recording:
+            for start in range(0, len(x), batch_size):
+                items = torch.arange(start, min(len(x), start + batch_size))
+                part = x[start : start + batch_size]
+                part_cond = tree_map(lambda c, i=items: c[i.to(c.device)] if isinstance(c, Tensor) else c, cond)
+                D(part + sigma * noise(items, x.shape[1:], seed=seed, draw=0, like=x), sigma, part_cond)
+        found |= {name: recording[name].mean.double() for name in names}
+    for name, mean in found.items():
+        if not mean.isfinite().all():
+            raise ValueError(f"direction: the representation at {name} is not finite for some sample.")
+    return {name: found[name] for name in layers}

@@ -1,0 +1,163 @@
+r"""How steerable samples are, in numbers: the response curve of an edit and its derivative at zero.
+
+The response of an edited sample :math:`x_a` to strength a is how far its representation has moved along the
+direction v:
+:math:`R(a) = \langle h(x_a) - h(x_0), v \rangle / \|v\|^2`, summed over layers, with the same noise for all strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from balanced_rep.autodiff import jvp
+from balanced_rep.models import Denoiser
+from balanced_rep.models._noise import noise
+from balanced_rep.steering._apply import steer
+from balanced_rep.steering._direction import Direction
+
+__all__ = ["Response", "project", "response", "response_derivative"]
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """Response curves.
+
+    Attributes:
+        strengths: `(S,)`.
+        values: R at each strength, `(S, n)` float64, less its value at the first.
+    """
+
+    strengths: Tensor
+    values: Tensor
+
+    @property
+    def range(self) -> Tensor:
+        """Largest less smallest response, `(n,)`."""
+        return self.values.amax(dim=0) - self.values.amin(dim=0)
+
+    @property
+    def roughness(self) -> Tensor:
+        """Largest second difference over the range, `(n,)`: 0 for a straight line, 2 for a spike; NaN for a flat one.
+
+        Strengths have to be equally spaced.
+        """
+        return self.values.diff(n=2, dim=0).abs().amax(dim=0) / self.range
+
+    @property
+    def jump(self) -> Tensor:
+        """Share of the range in the largest step, `(n,)`: 1 / (S - 1) for a straight line, 1 for a threshold."""
+        return self.values.diff(dim=0).abs().amax(dim=0) / self.range
+
+    @property
+    def monotone(self) -> Tensor:
+        """Share of the way that goes up, `(n,)`: 1 for a rising curve, 0 for a falling one."""
+        steps = self.values.diff(dim=0)
+        return steps.clamp_min(0).sum(dim=0) / steps.abs().sum(dim=0)
+
+
+def response(
+    D: Denoiser,
+    direction: Direction,
+    samples: Tensor,
+    strengths: Sequence[float],
+    *,
+    cond: Any = None,
+    seed: int = 0,
+) -> Response:
+    """The response curves of edited samples, whatever edited them.
+
+    Args:
+        D: The denoiser.
+        direction: Along which the response is measured, at its noise level.
+        samples: Edited samples at each strength, `(S, n, *sample_shape)`.
+        strengths: S strengths, at least two.
+        cond: Conditions under which representations are taken, one for each of the n.
+        seed: Of the noise.
+
+    Returns:
+        The curves.
+
+    Raises:
+        ValueError: If strengths and samples do not fit, or there are fewer than two strengths.
+    """
+    if len(strengths) != len(samples) or len(strengths) < 2:
+        raise ValueError(f"response: {len(samples)} edits of {len(strengths)} strengths; at least two of each.")
+    with torch.no_grad():
+        values = torch.stack([project(D, direction, x, cond=cond, seed=seed).double().cpu() for x in samples])
+    return Response(torch.as_tensor(strengths, dtype=torch.float64), values - values[0])
+
+
+def response_derivative(
+    D: Denoiser, direction: Direction, y: Tensor, sigma: float, *, cond: Any = None, seed: int = 0
+) -> Tensor:
+    r"""dR/da at zero for one steered denoising step, by a single Jacobian-vector product.
+
+    Args:
+        D: The denoiser.
+        direction: What is added, and along which the response is measured.
+        y: Noisy samples, `(n, *sample_shape)`.
+        sigma: Their noise level.
+        cond: Conditions, one for each of the n.
+        seed: Of the noise with which the denoised sample is looked at.
+
+    Returns:
+        `(n,)`.
+    """
+
+    def edited(a: Tensor) -> Tensor:
+        with steer(D, direction, a):
+            x = D(y, sigma, cond)
+        return project(D, direction, x, cond=cond, seed=seed)
+
+    zero = torch.zeros((), dtype=y.dtype, device=y.device)
+    with torch.no_grad():
+        return jvp(edited, zero, torch.ones(1, dtype=y.dtype, device=y.device))[1][0]
+
+
+def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, seed: int = 0) -> Tensor:
+    """The coordinate of samples along a direction, `sum over layers of <h(x), v> / |v|^2`.
+
+    Args:
+        D: The denoiser.
+        direction: The direction; its noise level is used.
+        x: Clean samples, `(n, *sample_shape)`.
+        cond: Conditions, one for each of the n.
+        seed: Of the noise.
+
+    Returns:
+        `(n,)`.
+    """
+    assert isinstance(D, nn.Module)
+    e = noise(torch.arange(len(x)), tuple(x.shape[1:]), seed=seed, draw=0, like=torch.empty(0, dtype=x.dtype))
+    total: list[Tensor] = []
+
+    def keep(name: str, h: Tensor) -> None:
+        pooled = h.flatten(2).mean(dim=2) if h.ndim > 3 else h.mean(dim=1) if h.ndim == 3 else h
+        total.append(pooled @ direction.vectors[name].to(h.device, h.dtype))
+
+    def listen(name: str, at: str) -> Any:
+        def before(_module: nn.Module, args: Any) -> None:
+            keep(name, args[0])
+
+        def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            keep(name, output)
+
+        module = D.get_submodule(name)
+        return module.register_forward_pre_hook(before) if at == "input" else module.register_forward_hook(after)
+
+    handles = []
+    try:
+        handles += [listen(name, at) for name, at in direction.at.items()]
+        D(x + direction.sigma * e.to(x.device), direction.sigma, cond)
+    finally:
+        for handle in handles:
+            handle.remove()
+    summed = total[0]
+    for part in total[1:]:
+        summed = summed + part
+    return summed / direction.square
