@@ -42,13 +42,15 @@ class Dual(Tensor):
         new._stack, new.pending = None, pending
         if (session := current()) is not None:
             session.remember_pending(new)
+            if session.on_dual is not None and isinstance(pending, Apart):
+                session.on_dual(new, pending.tangents)
         return new
 
     def become(self, stack: Tensor) -> None:
         """Takes ``stack`` for its buffer; nothing may have looked at another one before."""
         self._stack, self.pending = stack, None
         if (session := current()) is not None and session.on_dual is not None:
-            session.on_dual(self)
+            session.on_dual(self, stack)
 
     @classmethod
     def of(cls, result: Result) -> Dual:

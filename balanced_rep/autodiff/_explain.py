@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from balanced_rep.autodiff._inputs import read_inputs
-from balanced_rep.autodiff._jvp import run_chunks
+from balanced_rep.autodiff._jvp import choose_tangent_dtype, run_chunks
+from balanced_rep.autodiff._products import measured
 from balanced_rep.autodiff._properties import TANGENT_STOPS
 from balanced_rep.autodiff._run import capture, check_module
 from balanced_rep.autodiff._session import Session
@@ -30,6 +31,7 @@ class Explanation:
         primal: Function to its number of calls whose result has no derivative: comparisons, indices, ``zeros_like``.
         seconds: Function to seconds spent in it, on values with tangents; the first run, so caches are cold.
         reasons: Function to a remark on its fallback.
+        remarks: What was decided about the run: the precision of tangents, the library that multiplies matrices.
     """
 
     n_tangents: int
@@ -39,6 +41,7 @@ class Explanation:
     primal: dict[str, int]
     seconds: dict[str, float]
     reasons: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = sum(self.seconds.values()) or 1.0
@@ -49,6 +52,7 @@ class Explanation:
             s = self.seconds.get(name, 0.0)
             lines.append(f"{name:32} {route:10} {n:6d} {1e3 * s:9.2f} {s / total:6.1%}")
         lines += [f"{name}: {why}" for name, why in self.reasons.items()]
+        lines += self.remarks
         n, c = len(self.fallbacks), sum(self.fallbacks.values())
         lines.append(f"{self.n_tangents} tangents; {n} functions without a rule, {c} calls of them")
         return "\n".join(lines)
@@ -61,6 +65,7 @@ def explain(
     *,
     n_tangents: int = 4,
     output: str | None = None,
+    tangent_dtype: torch.dtype | None = None,
     kwargs: dict[str, Any] | None = None,
 ) -> Explanation:
     """Runs :func:`jvp` once and says what happened to each function.
@@ -71,6 +76,7 @@ def explain(
         tangents: As for :func:`jvp`; by default random ones for a single tensor, or for the first of several primals.
         n_tangents: K of the random tangents.
         output: Name of an inner module to stop at.
+        tangent_dtype: As for :func:`jvp`.
         kwargs: Keyword arguments of ``f``.
 
     Returns:
@@ -85,6 +91,7 @@ def explain(
     inputs = read_inputs(primals, tangents)
     call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
     session = Session(module=f if isinstance(f, torch.nn.Module) else None, timed=True)
+    choose_tangent_dtype(session, inputs, tangent_dtype)
     run_chunks(call, inputs, kwargs or {}, "auto", session)
     by_route: dict[str, dict[str, int]] = {route: {} for route in ("rule", "composite", "fallback", "primal")}
     for (route, name), n in session.calls.most_common():
@@ -101,4 +108,5 @@ def explain(
         {name: n for name, n in primal.items() if name not in TANGENT_STOPS},
         seconds,
         session.reasons,
+        (*session.remarks, *measured()),
     )

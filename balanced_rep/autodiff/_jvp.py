@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch._C._functorch import get_interpreter_stack
 
+from balanced_rep.autodiff import _products
 from balanced_rep.autodiff import _rules as _rules  # registers the rules
 from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._inputs import Inputs, read_inputs
@@ -18,8 +19,10 @@ from balanced_rep.autodiff._outputs import Collected, split_output
 from balanced_rep.autodiff._reference import jvp_reference
 from balanced_rep.autodiff._run import capture, check_module, run
 from balanced_rep.autodiff._session import Session, current
+from balanced_rep.autodiff._tape import Tape
+from balanced_rep.ops._jvp import HALF
 
-__all__ = ["jvp"]
+__all__ = ["choose_tangent_dtype", "jvp", "products", "run_chunks"]
 
 logger = logging.getLogger("balanced_rep")
 
@@ -31,6 +34,7 @@ def jvp(
     *,
     chunk_size: int | Literal["auto"] | None = "auto",
     output: str | None = None,
+    tangent_dtype: torch.dtype | None = None,
     strict: bool = False,
     kwargs: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
@@ -59,6 +63,10 @@ def jvp(
             fit: then a first pass with one tangent measures what a slot needs, and the rest is cut to 60 % of the free
             memory, with a log message. ``None`` takes all. Each pass computes the primal again.
         output: Name of a module inside ``f``: its output is taken instead of that of ``f``, and the pass ends there.
+        tangent_dtype: ``torch.bfloat16`` or ``torch.float16``: the primal keeps its float32, linear layers take their
+            tangents in this, and statistics and derivatives are float32 on both. Only where such products are really
+            faster here, which is measured once; else tangents stay float32, which the log and
+            :func:`balanced_rep.autodiff.explain` say. Expect errors of 1e-2 relative. ``jv`` is float32 all the same.
         strict: Refuse functions without a rule.
         kwargs: Keyword arguments of ``f``, without tangents.
 
@@ -68,7 +76,7 @@ def jvp(
 
     Raises:
         TypeError: If an input is of the wrong kind or dtype, or ``f`` returns no tensor.
-        ValueError: If a shape, structure, device, ``chunk_size`` or ``output`` is wrong.
+        ValueError: If a shape, structure, device, ``chunk_size``, ``output`` or ``tangent_dtype`` is wrong.
         UnsupportedError: If a tangent cannot be carried; names the function.
         FallbackError: With ``strict=True``, if a function has no rule.
 
@@ -78,6 +86,44 @@ def jvp(
         >>> y, jv = jvp(torch.sin, torch.zeros(3), torch.eye(3))
         >>> jv.shape, bool((jv == torch.eye(3)).all())
         (torch.Size([3, 3]), True)
+    """
+    return products(
+        f, primals, tangents, None, chunk_size=chunk_size, output=output, tangent_dtype=tangent_dtype, strict=strict,
+        kwargs=kwargs,
+    )  # fmt: skip
+
+
+def products(
+    f: Callable[..., Any],
+    primals: Any,
+    tangents: Any,
+    tape: Tape | None,
+    *,
+    chunk_size: int | Literal["auto"] | None,
+    output: str | None,
+    tangent_dtype: torch.dtype | None,
+    strict: bool,
+    kwargs: dict[str, Any] | None,
+) -> tuple[Any, Any]:
+    """:func:`jvp`, with primal results that are kept from one call to the next.
+
+    Args:
+        f: As for :func:`jvp`, and so are the other arguments.
+        primals: The same at each call with one tape.
+        tangents: Those of this call.
+        tape: Filled by the first pass and read by others.
+        chunk_size: Tangents per pass.
+        output: Name of a module inside ``f``.
+        tangent_dtype: Lower precision for tangents.
+        strict: Refuse functions without a rule.
+        kwargs: Keyword arguments of ``f``.
+
+    Returns:
+        ``y`` and ``jv``.
+
+    Raises:
+        ValueError: If ``chunk_size`` is wrong.
+        UnsupportedError: If it is called inside a function that is being differentiated.
     """
     inputs = read_inputs(primals, tangents)
     if current() is not None:
@@ -94,13 +140,44 @@ def jvp(
         return jvp_reference(call, inputs, kwargs)
     _refuse_graph(inputs)
     session = Session(strict=strict, module=f if isinstance(f, torch.nn.Module) else None)
-    return run_chunks(call, inputs, kwargs, chunk_size, session)
+    choose_tangent_dtype(session, inputs, tangent_dtype)
+    return run_chunks(call, inputs, kwargs, chunk_size, session, tape)
 
 
-jvp._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
-jvp._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
-    "br.jvp runs eagerly. To compile it, trace it first: torch.compile(br.autodiff.trace(f, x, K), fullgraph=True)"
-)
+for _f in (jvp, products):
+    _f._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+    _f._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
+        "br.jvp runs eagerly. To compile it, trace it first: torch.compile(br.autodiff.trace(f, x, K), fullgraph=True)"
+    )
+
+
+def choose_tangent_dtype(session: Session, inputs: Inputs, wanted: torch.dtype | None) -> None:
+    """Decides in which dtype tangents are carried, and notes why.
+
+    Args:
+        session: Gets the decision.
+        inputs: Checked inputs.
+        wanted: What the caller asks for.
+
+    Raises:
+        ValueError: If the dtype is none of the accepted ones, or the primals are not float32.
+    """
+    if wanted is None:
+        return
+    if wanted not in HALF:
+        raise ValueError(f"br.jvp: tangent_dtype={wanted}; accepted are torch.bfloat16, torch.float16 and None")
+    moving = [x for x, t in zip(inputs.leaves, inputs.tangents, strict=True) if t is not None]
+    if any(x.dtype != torch.float32 for x in moving):
+        found = ", ".join(sorted({str(x.dtype) for x in moving}))
+        raise ValueError(
+            f"br.jvp: tangent_dtype={wanted} with {found} primals; it is for float32 ones. Leave it out: tangents have "
+            "the dtype of their primal"
+        )
+    worth, why = _products.lower_precision(moving[0].device, wanted)
+    session.tangent_dtype = wanted if worth else None
+    session.remarks.append(why)
+    if not worth:
+        logger.info("br.jvp: %s", why)
 
 
 def _inside_transform() -> bool:
@@ -120,7 +197,12 @@ def _refuse_graph(inputs: Inputs) -> None:
 
 
 def run_chunks(
-    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], chunk_size: int | str | None, session: Session
+    f: Callable[..., Any],
+    inputs: Inputs,
+    kwargs: dict[str, Any],
+    chunk_size: int | str | None,
+    session: Session,
+    tape: Tape | None = None,
 ) -> tuple[Any, Any]:
     """All passes of one call.
 
@@ -130,6 +212,7 @@ def run_chunks(
         kwargs: Keyword arguments of ``f``.
         chunk_size: Tangents per pass, ``"auto"`` or ``None``.
         session: Counts what happens.
+        tape: Primal results that are kept from one pass to the next.
 
     Returns:
         Output and tangents.
@@ -143,14 +226,19 @@ def run_chunks(
         y, step = _pilot(f, inputs, kwargs, session, collected)
     while collected.at < k:
         part = slice(collected.at, min(collected.at + int(step), k))
-        value, t = one_pass(f, inputs, kwargs, part, session)
+        value, t = one_pass(f, inputs, kwargs, part, session, tape)
         y = value if y is None else y
         collected.add(t, part.stop - part.start)
     return y, collected.tree
 
 
 def one_pass(
-    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], part: slice, session: Session
+    f: Callable[..., Any],
+    inputs: Inputs,
+    kwargs: dict[str, Any],
+    part: slice,
+    session: Session,
+    tape: Tape | None = None,
 ) -> tuple[Any, Any]:
     """One chunk of tangents.
 
@@ -160,6 +248,7 @@ def one_pass(
         kwargs: Keyword arguments of ``f``.
         part: Which tangents.
         session: Counts what happens.
+        tape: Filled by this pass, or read.
 
     Returns:
         Output and its tangents.
@@ -169,7 +258,10 @@ def one_pass(
     """
     n = part.stop - part.start
     session.n_slots = 1 + n
+    session.tape = None if tape is None else tape.run()
     result = run(f, inputs.stacked(part), kwargs, session)
+    if session.tape is not None:
+        session.tape.finish()
     value, t, tensors, moving = split_output(result, n, contiguous=session.channels_last)
     if not tensors:
         raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")

@@ -80,10 +80,9 @@ class LiveBytes:
         self.live = self.peak = 0
         self._owners: dict[int, int] = {}
 
-    def __call__(self, x: Any) -> None:
-        """Counts a new Dual."""
-        stack: Tensor = x.stack
-        storage = stack.untyped_storage()
+    def __call__(self, x: Any, buffer: Tensor) -> None:
+        """Counts the buffer of a new Dual."""
+        storage = buffer.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._owners:
             self.live += size

@@ -6,6 +6,7 @@ The bias, and any constant, goes to slot 0 alone. Where both factors carry tange
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, primal, slot_dim, slots
+from balanced_rep.autodiff._pending import Apart
+from balanced_rep.autodiff._products import linear
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.autodiff._rules_structure import on_rows
 from balanced_rep.autodiff._session import current
@@ -24,11 +27,30 @@ PRODUCT = "t' = t_a b + a t_b"
 def _linear(input: Any, weight: Any, bias: Tensor | None = None) -> Dual:
     if is_dual(weight):
         y = _matmul(input, Dual(weight.stack.transpose(-1, -2)) if weight.dim() > 1 else weight).stack
-    elif isinstance(input, Dual):
-        y = F.linear(input.stack, weight)
-    else:  # only the bias moves
+    elif not isinstance(input, Dual):  # only the bias moves
         y = _constant(F.linear(input, weight), slots(bias))
+    elif _works_apart(bias):
+        return _apart("linear", input, weight, bias, lambda x, w, b: linear(x, w) if b is None else F.linear(x, w, b))
+    else:
+        y = linear(input.stack, weight)
     return Dual(_add_bias(y, bias, 0))
+
+
+def _works_apart(bias: Any) -> bool:
+    """Whether this pass takes primals and tangents by themselves."""
+    session = current()
+    return session is not None and not is_dual(bias) and (session.tangent_dtype or session.tape) is not None
+
+
+def _apart(name: str, x: Dual, weight: Tensor, bias: Tensor | None, f: Callable[..., Tensor]) -> Dual:
+    """A linear layer on a primal, which may be known from an earlier run, and on tangents in their own dtype."""
+    session = current()
+    assert session is not None
+    value, tangents = x.parts
+    primal_of = partial(f, value, weight, bias)
+    y = primal_of() if session.tape is None else session.tape.kept(name, primal_of)
+    dtype = session.tangent_dtype or tangents.dtype
+    return Dual.later(Apart(y, f(tangents.to(dtype), session.cast(weight, dtype), None)))
 
 
 def _constant(value: Tensor, n_slots: int) -> Tensor:
@@ -67,10 +89,17 @@ def _convolution(name: str, spatial: int) -> None:
             return NotImplemented
         last = _channels_last(input, spatial)
 
-        def on(rows: Tensor) -> Tensor:
+        def on(rows: Tensor, weight: Tensor = weight, bias: Tensor | None = None) -> Tensor:
             rows = rows.contiguous(memory_format=torch.channels_last) if last and rows.dim() == 4 else rows
-            return conv(rows, weight, None, *args, **kwargs)
+            return conv(rows, weight, bias, *args, **kwargs)
 
+        def on_tangents_too(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if x.dim() <= spatial + 2:
+                return on(x, weight, bias)
+            return on(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])
+
+        if _works_apart(bias) and input.dim() == spatial + 2:
+            return _apart(name, input, weight, bias, on_tangents_too)
         y = on_rows(on, input, spatial + 2)
         return Dual(_add_bias(y.stack, bias, spatial))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from balanced_rep.autodiff._dual import Dual, is_dual, lift, primal, slot_dim, slots
 from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._inplace import writable
+from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.autodiff._rules_views import SAME, moves_front, stack_index
 from balanced_rep.autodiff._session import current
@@ -19,7 +20,12 @@ from balanced_rep.autodiff._session import current
 
 @rule("contiguous", kind="structure", formula=SAME)
 def _contiguous(input: Dual, memory_format: torch.memory_format = torch.contiguous_format) -> Dual:
-    return input if input.is_contiguous(memory_format=memory_format) else _reformat(input, memory_format)
+    if input.is_contiguous(memory_format=memory_format):
+        return input
+    if input.is_apart and memory_format == torch.contiguous_format:
+        value, tangents = input.parts
+        return Dual.later(Apart(value.contiguous(), tangents.contiguous()))
+    return _reformat(input, memory_format)
 
 
 @rule("clone", kind="structure", formula=SAME)
@@ -42,10 +48,13 @@ def _reformat(x: Dual, memory_format: torch.memory_format) -> Dual:
 def _to(input: Dual, *args: Any, **kwargs: Any) -> Tensor:
     args = tuple(primal(a) for a in args)
     memory_format = kwargs.pop("memory_format", torch.preserve_format)
-    s = input.stack.to(*args, **kwargs)
-    if not (s.is_floating_point() or s.is_complex()):
-        return s[0].clone()
-    new = input if s is input.stack else Dual(s)
+    probe = torch.empty(0, dtype=input.dtype, device=input.device)
+    new = input
+    if probe.to(*args, **kwargs) is not probe:
+        s = input.stack.to(*args, **kwargs)
+        if not (s.is_floating_point() or s.is_complex()):
+            return s[0].clone()
+        new = Dual(s)
     return new if memory_format == torch.preserve_format else _contiguous(new, memory_format)
 
 
@@ -95,6 +104,10 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0, **kwargs: int) -> Dual:
     kept = [x for x in tensors if x.shape != (0,)] or list(tensors)
     d, dtype, n = slot_dim(dim, kept[0].dim()), _common_dtype(tensors), slots(*tensors)
     if all(is_dual(x) for x in kept):
+        if any(x.is_apart for x in kept) and d > 1:  # pyright: ignore[reportAttributeAccessIssue]
+            values, tangents = zip(*(x.parts for x in kept), strict=True)  # pyright: ignore[reportAttributeAccessIssue]
+            t = torch.cat([x.flatten(0, 1) for x in tangents], d - 1).unflatten(0, tangents[0].shape[:2])
+            return Dual.later(Apart(torch.cat(values, d - 1), t))
         stacks = _joined(kept)
         if d > 1 and channels_last(stacks[0]):  # torch knows the layout of four dims
             rows = torch.cat([s.flatten(0, 1) for s in stacks], d - 1)
@@ -213,6 +226,9 @@ def on_rows(f: Callable[[Tensor], Tensor], x: Dual, batched_ndim: int) -> Dual:
     Returns:
         Result with the slots apart again.
     """
+    if x.is_apart and x.dim() == batched_ndim and x.tangents.dtype != x.dtype:
+        value, t = x.parts
+        return Dual.later(Apart(f(value), f(t.flatten(0, 1)).unflatten(0, t.shape[:2])))
     s = x.stack
     if s.dim() == batched_ndim:
         return Dual(f(s))
@@ -221,6 +237,8 @@ def on_rows(f: Callable[[Tensor], Tensor], x: Dual, batched_ndim: int) -> Dual:
 
 @rule("pad", kind="structure", formula="t' = pad(t) with zeros, or with what the mode repeats")
 def _pad(input: Dual, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Dual:
+    if input.is_apart and not value and len(pad) // 2 < input.dim():
+        return on_rows(lambda rows: F.pad(rows, pad, mode=mode), input, input.dim())
     s = input.stack
     if mode == "constant":
         if channels_last(s) and len(pad) // 2 < input.dim():

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balanced_rep.autodiff._tape import TapeRun
+
 __all__ = ["Session", "active", "calling_module", "current"]
 
 _local = threading.local()
@@ -33,9 +35,13 @@ class Session:
         timed: Measure seconds.
         fresh: Buffers made by a factory function during this pass: a value with tangents may be written into them.
         autocast_dtypes: (function, dtypes) to the dtype that autocast gives the result.
-        on_dual: Called with every new Dual: the memory estimate listens here.
+        on_dual: Called with every new Dual and its buffer: the memory estimate listens here.
         channels_last: Convolutions have changed the layout of activations.
         pending: Duals that wait to be read.
+        tangent_dtype: Linear layers take tangents in this dtype, if not in that of the primal.
+        tape: Primal results of linear layers are kept here, or known from an earlier run.
+        casts: Weights in another dtype, by the identity of the weight.
+        remarks: What was decided about this run.
     """
 
     n_slots: int = 1
@@ -47,14 +53,27 @@ class Session:
     timed: bool = False
     fresh: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
     autocast_dtypes: dict[Any, torch.dtype] = field(default_factory=dict)
-    on_dual: Callable[[Any], None] | None = None
+    on_dual: Callable[[Any, Tensor], None] | None = None
     channels_last: bool = False
+    tangent_dtype: torch.dtype | None = None
+    tape: TapeRun | None = None
+    casts: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
 
     def remember_fresh(self, x: Any) -> None:
         """Notes a buffer that was made during this pass."""
         if type(x) is Tensor:
             self.fresh[id(x)] = weakref.ref(x)
+
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """``weight`` in ``dtype``, converted once for a call."""
+        if weight.dtype == dtype:
+            return weight
+        key = (id(weight), dtype)
+        if key not in self.casts:  # the weight itself is kept too, so that its identity stays its own
+            self.casts[key] = (weight, weight.detach().to(dtype))
+        return self.casts[key][1]
 
     def remember_pending(self, x: Any) -> None:
         """Notes a Dual that waits to be read."""
