@@ -98,6 +98,16 @@ def dit(
     return randomise(model), inputs
 
 
+def sd14_unet(batch: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of Stable Diffusion 1.4, 860 million parameters, with random weights."""
+    return sd_unet(batch, size=64, channels=(320, 640, 1280, 1280), cross_attention=768)
+
+
+def dit_xl(batch: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+    """DiT-XL/2 for images of 256 pixels, 750 million parameters, with random weights."""
+    return dit(batch, size=32, layers=28, heads=16, head_dim=72)
+
+
 def edm_unet(
     batch: int = 1, size: int = 32, channels: tuple[int, ...] = (64, 128, 128)
 ) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,17 +1,20 @@
-"""`jvp` on reduced diffusion backbones: K tangents against K + 1 forwards, and against what torch offers.
+"""`jvp` on reduced diffusion backbones: K tangents against K + 1 forwards, and against what torch and JAX offer.
 
-    python bench/bench_jvp.py                    # times, memory, results/jvp.csv
+    python bench/bench_jvp.py                    # times, memory, accuracy, results/jvp.csv
+    python bench/bench_jvp.py --models sd14 dit_xl --out bench/results/jvp_true_size.csv    # 24 GB of memory
     pytest bench --benchmark-only                # the same calls one by one, with pytest-benchmark
 
-Efficiency is E = (K + 1) T(forward) / T(jvp); beside it stands T(jvp) / T(one forward of batch (K + 1) B), both taken
-from medians of interleaved samples. The peers get the two things without which they fail on these models: attention
-without a fused kernel, and GroupNorm on contiguous memory. Peak memory is that of a process of its own, above what it
-held with the model loaded.
+Efficiency is E = (K + 1) T(forward) / T(jvp); beside it stands T(jvp) / T(one forward of batch (K + 1) B), in the
+memory layout and with the library for its linear layers in which that is fastest, both taken from medians of
+interleaved samples. The peers get the two things without which they fail on these models: attention without a fused
+kernel, and GroupNorm on contiguous memory. Peak memory is that of a process of its own, above what it held with the
+model loaded. Errors are those of the tangents, against float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -21,72 +24,167 @@ from pathlib import Path
 from typing import Any
 
 import _common as common  # before torch
+import _jvp_report
 import _models
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from balanced_rep.autodiff import jvp
+from balanced_rep.autodiff import _products, jvp
 from balanced_rep.autodiff._fallback import differentiable
 
-MODELS = {"dit": (_models.dit, "hidden_states"), "sd": (_models.sd_unet, "sample"), "edm": (_models.edm_unet, "sample")}
-CANDIDATES = ("forward", "forward (K+1)B", "jvp", "vmap(jvp)", "torch.func.jvp")
+MODELS = {
+    "dit": (_models.dit, "hidden_states"),
+    "sd": (_models.sd_unet, "sample"),
+    "edm": (_models.edm_unet, "sample"),
+    "sd14": (_models.sd14_unet, "sample"),
+    "dit_xl": (_models.dit_xl, "hidden_states"),
+}
+TRUE_SIZE = {"sd14": 4, "dit_xl": 16}  # with their K; the peers do not fit
+CONVOLUTIONAL = ("sd", "edm", "sd14")
+OURS, TOGETHER, LOOP, JAX = "jvp", "vmap(jvp)", "loop of torch.func.jvp", "jax.vmap(jax.jvp), jit"
+WIDE, WIDE_LAST, WIDE_SAME = "forward (K+1)B", "forward (K+1)B, channels_last", "forward (K+1)B, oneDNN linears"
+CANDIDATES = ("forward", WIDE, WIDE_LAST, WIDE_SAME, OURS, LOOP, TOGETHER, JAX)
 SMALL = {"dit": {"size": 8, "layers": 2, "heads": 2}, "sd": {"size": 8, "channels": (32, 32, 64, 64)},
          "edm": {"size": 8, "channels": (32, 64, 64)}}  # fmt: skip
 
 
-def candidates(name: str, n_tangents: int, batch: int = 1, small: bool = False) -> dict[str, Callable[[], Any]]:
-    """The calls to compare; each returns tangents or an output."""
-    make, argument = MODELS[name]
-    sizes: dict[str, Any] = SMALL[name] if small else {}
-    model, inputs = make(batch=batch, **sizes)
-    x: Tensor = inputs.pop(argument)
-    wide = make(batch=(1 + n_tangents) * batch, **sizes)[1]
-    tangents = torch.randn(n_tangents, *x.shape, generator=common.generator(2))
+class _SameLinears(TorchFunctionMode):
+    """Linear layers by the library that `jvp` uses for its own."""
 
-    def f(v: Tensor) -> Tensor:
-        return model(v, **inputs)[0]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and not kwargs and args[0].dim() > 1:
+            y = _products.linear(args[0], args[1])
+            return y if len(args) < 3 or args[2] is None else y.add_(args[2])
+        return func(*args, **(kwargs or {}))
 
-    def one() -> Tensor:
+
+class Case:
+    """A model, inputs of batch B and (K + 1) B, and K tangents."""
+
+    def __init__(
+        self, name: str, n_tangents: int, batch: int = 1, *, small: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.name, self.k = name, n_tangents
+        make, self.argument = MODELS[name]
+        sizes: dict[str, Any] = SMALL[name] if small else {}
+        self.model, self.inputs = make(batch=batch, **sizes)
+        self.make_last = lambda: make(batch=1, **sizes)[0].to(memory_format=torch.channels_last)
+        x: Tensor = self.inputs.pop(self.argument)
+        self.wide = make(batch=(1 + n_tangents) * batch, **sizes)[1]
+        tangents = torch.randn(n_tangents, *x.shape, generator=common.generator(2))
+        self.cast(dtype, x, tangents)
+
+    def cast(self, dtype: torch.dtype, x: Tensor, tangents: Tensor) -> None:
+        """Model and inputs in a dtype."""
+        self.model.to(dtype)
+        self.x, self.tangents = x.to(dtype), tangents.to(dtype)
+        self.inputs = {
+            key: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in self.inputs.items()
+        }
+
+    def f(self, v: Tensor) -> Tensor:
+        """The network as a function of the sample alone."""
+        return self.model(v, **self.inputs)[0]
+
+    def forward_last(self) -> Callable[[], Tensor]:
+        """The wide forward with model and input in channels last."""
+        model: nn.Module = self.make_last()
+        wide = {**self.wide, self.argument: self.wide[self.argument].contiguous(memory_format=torch.channels_last)}
+        return lambda: model(**wide)[0]
+
+    def forward_same(self) -> Tensor:
+        """The wide forward with our linear layers."""
+        with _SameLinears():
+            return self.model(**self.wide)[0]
+
+    def one(self) -> Tensor:
+        """A single product by torch."""
         with differentiable():
-            return torch.func.jvp(f, (x,), (tangents[0],))[1]
+            return torch.func.jvp(self.f, (self.x,), (self.tangents[0],))[1]
 
-    def together() -> Tensor:
+    def together(self) -> Tensor:
+        """All products by torch."""
         with differentiable():
-            return torch.func.vmap(lambda t: torch.func.jvp(f, (x,), (t,))[1])(tangents)
+            return torch.func.vmap(lambda t: torch.func.jvp(self.f, (self.x,), (t,))[1])(self.tangents)
 
-    calls = {
-        "forward": lambda: f(x),
-        "forward (K+1)B": lambda: model(**wide)[0],
-        "jvp": lambda: jvp(f, x, tangents, chunk_size=None, strict=True)[1],
-        "vmap(jvp)": together,
-        "torch.func.jvp": one,
-    }
-    return {name: calls[name] for name in CANDIDATES}
+    def ours(self, **options: Any) -> Tensor:
+        """All products by `jvp`."""
+        return jvp(self.f, self.x, self.tangents, chunk_size=None, strict=True, **options)[1]
+
+    def candidates(self) -> dict[str, Callable[[], Any]]:
+        """The calls to compare, those that make sense here; each returns tangents or an output."""
+        calls = {"forward": lambda: self.f(self.x), WIDE: lambda: self.model(**self.wide)[0]}
+        if self.name in CONVOLUTIONAL:
+            calls[WIDE_LAST] = self.forward_last()
+        if _products.speeds(self.x.device).use_onednn:
+            calls[WIDE_SAME] = self.forward_same
+        calls[OURS] = self.ours
+        if self.name in TRUE_SIZE:
+            return calls
+        calls |= {LOOP: self.one, TOGETHER: self.together}
+        if self.name == "dit" and importlib.util.find_spec("jax"):
+            import _jax_dit
+
+            calls[JAX] = _jax_dit.products(self.model, self.inputs, self.x, self.tangents)
+        return calls
 
 
 def measure(name: str, n_tangents: int, batch: int, budget: float, small: bool) -> list[dict[str, Any]]:
     """Rows of one model and K."""
-    calls = candidates(name, n_tangents, batch, small)
-    want = calls["vmap(jvp)"]()
-    error = ((calls["jvp"]() - want).norm() / want.norm()).item()
+    case = Case(name, n_tangents, batch, small=small)
+    calls = case.candidates()
     timings = common.interleave(calls, budget=budget)
-    forward, wide, ours = (timings[c].median for c in ("forward", "forward (K+1)B", "jvp"))
+    wide = min(timing.median for c, timing in timings.items() if c.startswith(WIDE))
+    forward, ours = timings["forward"].median, timings[OURS].median
     rows = []
     for candidate, timing in timings.items():
-        each = n_tangents if candidate == "torch.func.jvp" else 1  # the loop over tangents
-        seconds = timing.median * (1 if candidate == "forward" else each)
+        each = n_tangents if candidate == LOOP else 1
+        seconds = each * timing.median
         rows.append({
-            "model": name, "batch": batch, "n_tangents": n_tangents, "threads": torch.get_num_threads(),
-            "dtype": "float32",
-            "candidate": "loop of torch.func.jvp" if each > 1 or candidate == "torch.func.jvp" else candidate,
+            "section": "time", "model": name, "batch": batch, "n_tangents": n_tangents,
+            "threads": torch.get_num_threads(), "dtype": "float32", "candidate": candidate,
             "efficiency": common.significant((n_tangents + 1) * forward / seconds),
             "over_wide_forward": common.significant(seconds / wide),
-            "jvp_faster": common.significant(seconds / ours),
-            "difference": common.significant(error) if candidate == "jvp" else "",
+            "jvp_faster": common.significant(seconds / ours), "times": each,
             **timing.columns(),
         })  # fmt: skip
     return rows
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Largest error of a tangent over its norm."""
+    error = (got.double() - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+    return error.max().item()
+
+
+def accuracy(name: str, n_tangents: int, small: bool) -> list[dict[str, Any]]:
+    """Errors of tangents against float64, of the same rounded weights and inputs."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        case = Case(name, n_tangents, small=small, dtype=dtype)
+        found = {OURS: case.ours(), TOGETHER: case.together()}
+        if dtype == torch.float32:
+            found["jvp, tangent_dtype=bfloat16"] = _lower(case)
+        case.cast(torch.float64, case.x, case.tangents)
+        want = case.together()
+        rows += [{
+            "section": "accuracy", "model": name, "batch": 1, "n_tangents": n_tangents,
+            "dtype": common.dtype_name(dtype),
+            "candidate": candidate, "error": common.significant(relative(got, want), 3),
+        } for candidate, got in found.items()]  # fmt: skip
+    return rows
+
+
+def _lower(case: Case) -> Tensor:
+    """With tangents in bfloat16, whether that is faster here or not."""
+    chosen, _products.lower_precision = _products.lower_precision, lambda device, dtype: (True, "for its accuracy")
+    try:
+        return case.ours(tangent_dtype=torch.bfloat16)
+    finally:
+        _products.lower_precision = chosen
 
 
 def peak_of(name: str, n_tangents: int, batch: int, candidate: str, small: bool) -> float:
@@ -103,58 +201,56 @@ def _peak_here(name: str, n_tangents: int, batch: int, candidate: str, small: bo
         found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
         return float(found[1]) / 1024 if found else 0.0
 
-    call = candidates(name, n_tangents, batch, small)[candidate]
+    call = Case(name, n_tangents, batch, small=small).candidates()[candidate]
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     before = status("VmRSS")
     call()
     return max(status("VmHWM") - before, 0.0)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of efficiencies."""
-    lines = ["| model | K | candidate | ms | E | T / T(forward (K+1)B) | peak MB |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {row['n_tangents']} | {row['candidate']} | {row['ms']} | {row['efficiency']} | "
-            f"{row['over_wide_forward']} | {row.get('peak_mb', '')} |"
-        )
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, writes the CSV, prints the table."""
+    """Measures, writes the CSV, prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--tangents", type=int, nargs="+", default=[1, 4, 16], help="values of K (default: 1 4 16)")
+    reduced = [name for name in MODELS if name not in TRUE_SIZE]
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=reduced, help="default: the reduced ones")
+    parser.add_argument(
+        "--tangents", type=int, nargs="+", help="values of K (default: 1 4 8 16; at true size 4 and 16)"
+    )
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds per model and K (default: 60)")
     parser.add_argument("--small", action="store_true", help="tiny models: does it run at all")
-    parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--no-memory", action="store_true", help="no peak memory")
     parser.add_argument("--peak-of", choices=CANDIDATES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=common.RESULTS / "jvp.csv", help="the CSV to write")
     args = parser.parse_args(argv)
     with torch.no_grad(), common.threads(args.threads):
         if args.peak_of:
+            assert args.tangents
             print(_peak_here(args.models[0], args.tangents[0], args.batch, args.peak_of, args.small))
             return 0
         rows = []
         for name in args.models:
-            for k in args.tangents:
+            for k in args.tangents or ([TRUE_SIZE[name]] if name in TRUE_SIZE else [1, 4, 8, 16]):
                 new = measure(name, k, args.batch, args.budget, args.small)
-                if not args.no_memory:
-                    for row, candidate in zip(new, CANDIDATES, strict=True):
-                        row["peak_mb"] = common.significant(peak_of(name, k, args.batch, candidate, args.small), 3)
+                for row in () if args.no_memory else new:
+                    peak = peak_of(name, k, args.batch, row["candidate"], args.small)
+                    row["peak_mb"] = common.significant(peak, 3)
                 rows += new
+            if name not in TRUE_SIZE:
+                rows += accuracy(name, 4, args.small)
     common.write_csv(args.out, rows)
-    print(f"{args.out}: {len(rows)} rows\n\n{summary(rows)}")
+    read = _jvp_report.report.read(args.out)
+    print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}\n\n{_jvp_report.accuracy_table(read)}")
+    print(f"\n{_jvp_report.report.bars_table(_jvp_report.bars(read))}")
     return 0
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("candidate", ["forward", WIDE, OURS, LOOP, TOGETHER])
 @pytest.mark.parametrize("name", MODELS)
 def test_jvp(benchmark: Any, name: str, candidate: str) -> None:
     with torch.no_grad(), common.threads(1):
-        benchmark(candidates(name, 2, small=True)[candidate])
+        benchmark(Case(name, 2, small=True).candidates()[candidate])
 
 
 if __name__ == "__main__":

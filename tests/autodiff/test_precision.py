@@ -1,4 +1,4 @@
-"""Tangents in a lower precision than their primal, the choice of the library that multiplies, and what is kept of it."""
+"""Tangents in a lower precision than their primal, the library that multiplies, and what is kept of the primal."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_tangents_in_a_lower_precision(low: torch.dtype, worth: None, dtypes: li
 
 
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "functions without a rule for it": lambda h, w: torch.fft.fft(h.sin().cumsum(-1) * torch.where(h > 0, h, 2 * h)).real,
+    "no rule for it": lambda h, w: torch.fft.fft(h.sin().cumsum(-1) * torch.where(h > 0, h, 2 * h)).real,
     "written in place": lambda h, w: h.mul_(2).add_(1).relu_(),
     "written through a view": lambda h, w: (h.t()[1:].fill_(0.5), h)[1],
     "item": lambda h, w: (h.__setitem__((0, slice(2)), h[1, :2]), h)[1],
@@ -201,7 +201,8 @@ def test_a_tape_that_becomes_too_large_keeps_nothing():
 
 
 def test_a_state_changes_with_what_it_is_made_of():
-    model, scale = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), torch.ones(2)
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    scale = torch.ones(2)
 
     def f(x: Tensor) -> Tensor:
         return model(x) * scale
