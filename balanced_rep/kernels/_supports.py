@@ -17,6 +17,7 @@ from balanced_rep.ops._registry import forced_backend, missing
 __all__ = [
     "JVP_PAIRS",
     "MAX_HEAD_DIM",
+    "MAX_ROW",
     "cpp_attention_jvp",
     "cpp_items",
     "cpp_jvp",
@@ -24,9 +25,11 @@ __all__ = [
     "cuda_items",
     "cuda_moments",
     "triton_attention_jvp",
+    "triton_group_norm_jvp",
     "triton_items",
     "triton_jvp",
     "triton_moments",
+    "triton_row_jvp",
 ]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -38,6 +41,7 @@ JVP_PAIRS = (  # dtypes of primal and tangents that the kernels take; C++ by num
     (torch.float32, torch.bfloat16),
 )
 MAX_HEAD_DIM = 256  # of the Triton attention kernel
+MAX_ROW = 8192  # of the Triton norms over rows and softmax
 
 
 def cpp_tensor(x: Tensor, *_: Any) -> str | None:
@@ -121,6 +125,21 @@ def triton_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
     if (x.dtype, dx.dtype) not in JVP_PAIRS or x.dtype == torch.float64:
         return f"a {x.dtype} primal with {dx.dtype} tangents is none of the pairs that it takes"
     return None
+
+
+def triton_row_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
+    """The same, with rows that fit into registers."""
+    if (reason := triton_jvp(x, dx)) is not None:
+        return reason
+    return None if x.shape[-1] <= MAX_ROW else f"rows of {x.shape[-1]}: at most {MAX_ROW} elements fit into registers"
+
+
+def triton_group_norm_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
+    """The same, in any layout whose groups lie within 2^31 elements."""
+    if (reason := triton_jvp(x, dx)) is not None:
+        return reason
+    far = any(_reach(t) >= 2**31 for t in (x, dx))
+    return "a sample lies in 2^31 elements of memory or more (x.contiguous() brings it together)" if far else None
 
 
 def triton_attention_jvp(

@@ -161,8 +161,11 @@ def _gated_inputs(generator: torch.Generator, dtype: torch.dtype) -> tuple[Any, 
     return h[0], h[1:], g[0], g[1:], "gelu"
 
 
-def _cpp(name: str) -> dict[str, Impl]:
-    return {"cpp": Impl(f"balanced_rep.ops._cpp_jvp:{name}", _supports.cpp_jvp)}
+def _impls(name: str) -> dict[str, Impl]:
+    return {
+        "cpp": Impl(f"balanced_rep.ops._cpp_jvp:{name}", _supports.cpp_jvp),
+        "triton": Impl(f"balanced_rep.kernels.triton.activation_jvp:{name}", _supports.triton_jvp),
+    }
 
 
 _TOLERANCE = {
@@ -173,12 +176,12 @@ _TOLERANCE = {
 }
 
 ACTIVATION_JVP = OpSpec(
-    "activation_jvp", activation_jvp_reference, _cpp("activation_jvp"), _inputs, _TOLERANCE, outputs=_outputs
+    "activation_jvp", activation_jvp_reference, _impls("activation_jvp"), _inputs, _TOLERANCE, outputs=_outputs
 )
 GATED_ACTIVATION_JVP = OpSpec(
     "gated_activation_jvp",
     gated_activation_jvp_reference,
-    _cpp("gated_activation_jvp"),
+    _impls("gated_activation_jvp"),
     _gated_inputs,
     _TOLERANCE,
     outputs=_outputs,

@@ -185,8 +185,8 @@ def group_norm_jvp_reference(
     """The definition, differentiable, in float32 at least."""
     b, c, s = x.shape
     groups = (num_groups, c // num_groups * s)
-    y, dy = _normalised(wide(x).reshape(b, *groups), wide(dx).reshape(-1, b, *groups), eps, centre=True)
-    y, dy = y.reshape(b, c, s), dy.reshape(-1, b, c, s)
+    y, dy = _normalised(wide(x).reshape(b, *groups), wide(dx).reshape(dx.shape[0], b, *groups), eps, centre=True)
+    y, dy = y.reshape(b, c, s), dy.reshape(dx.shape[0], b, c, s)
     y, dy = _affine(y, dy, *(None if w is None else wide(w).unsqueeze(-1) for w in (weight, bias)))
     if silu:
         g = torch.sigmoid(y)
@@ -267,8 +267,11 @@ def _softmax_inputs(generator: torch.Generator, dtype: torch.dtype) -> tuple[Any
     return _draw(generator, dtype, 19, 77) * 3, _draw(generator, dtype, 3, 19, 77)
 
 
-def _cpp(name: str) -> dict[str, Impl]:
-    return {"cpp": Impl(f"balanced_rep.ops._cpp_jvp:{name}", _supports.cpp_jvp)}
+def _impls(name: str, file: str = "norm_jvp", supports: Any = _supports.triton_row_jvp) -> dict[str, Impl]:
+    return {
+        "cpp": Impl(f"balanced_rep.ops._cpp_jvp:{name}", _supports.cpp_jvp),
+        "triton": Impl(f"balanced_rep.kernels.triton.{file}:{name}", supports),
+    }
 
 
 # Sums in float32 at least, one rounding of the result in half types.
@@ -282,19 +285,19 @@ _TOLERANCE = {
 GROUP_NORM_JVP = OpSpec(
     "group_norm_jvp",
     group_norm_jvp_reference,
-    _cpp("group_norm_jvp"),
+    _impls("group_norm_jvp", "group_norm_jvp", _supports.triton_group_norm_jvp),
     _group_inputs,
     _TOLERANCE,
     outputs=_group_outputs,
 )
 LAYER_NORM_JVP = OpSpec(
-    "layer_norm_jvp", layer_norm_jvp_reference, _cpp("layer_norm_jvp"), _row_inputs, _TOLERANCE, outputs=_outputs
+    "layer_norm_jvp", layer_norm_jvp_reference, _impls("layer_norm_jvp"), _row_inputs, _TOLERANCE, outputs=_outputs
 )
 RMS_NORM_JVP = OpSpec(
-    "rms_norm_jvp", rms_norm_jvp_reference, _cpp("rms_norm_jvp"), _row_inputs, _TOLERANCE, outputs=_outputs
+    "rms_norm_jvp", rms_norm_jvp_reference, _impls("rms_norm_jvp"), _row_inputs, _TOLERANCE, outputs=_outputs
 )
 SOFTMAX_JVP = OpSpec(
-    "softmax_jvp", softmax_jvp_reference, _cpp("softmax_jvp"), _softmax_inputs, _TOLERANCE, outputs=_outputs
+    "softmax_jvp", softmax_jvp_reference, _impls("softmax_jvp"), _softmax_inputs, _TOLERANCE, outputs=_outputs
 )
 
 define_jvp(

@@ -19,7 +19,7 @@ from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
 from .cases import HIP_TARGET, CudaKernel, TritonKernel
-from .jvp_calls import attention_calls
+from .jvp_calls import activation_calls, attention_calls, gated_calls, group_calls, row_calls, softmax_calls
 from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
 from .toolchain import triton_missing
 
@@ -179,6 +179,23 @@ OPS = [
         triton_outputs={"_attention_jvp_kernel": frozenset({"y_ptr", "dy_ptr"})},
         gated=("self, float16", "self, float32", "cross, bfloat16"),
         refused={75: "tensor cores of compute capability 8.0", HIP_TARGET: "an NVIDIA device"},
+    ),
+    *(
+        PackageOp(
+            name=name,
+            calls=calls,
+            triton=f"balanced_rep.kernels.triton.{file}:{name}",
+            triton_outputs={kernel: frozenset({"y_ptr", "dy_ptr"})},
+            gated=gated,
+        )
+        for name, file, kernel, calls, gated in (
+            ("activation_jvp", "activation_jvp", "_activation_jvp_kernel", activation_calls(), ("gelu, float32",)),
+            ("gated_activation_jvp", "activation_jvp", "_activation_jvp_kernel", gated_calls(), ("gelu, float16",)),
+            ("group_norm_jvp", "group_norm_jvp", "_group_norm_jvp_kernel", group_calls(), ("SiLU, float16",)),
+            ("layer_norm_jvp", "norm_jvp", "_row_jvp_kernel", row_calls(), ("modulated, bfloat16", "plain, float32")),
+            ("rms_norm_jvp", "norm_jvp", "_row_jvp_kernel", row_calls(), ()),
+            ("softmax_jvp", "norm_jvp", "_row_jvp_kernel", softmax_calls(), ("float32",)),
+        )
     ),
 ]
 
