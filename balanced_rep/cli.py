@@ -1,4 +1,4 @@
-"""Command line: ``balanced-rep doctor`` and ``balanced-rep demo``."""
+"""Command line: ``balanced-rep doctor``, ``demo``, ``convert``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from balanced_rep.commands.convert import convert
 from balanced_rep.demo._command import demo
 
 __all__ = ["app", "main"]
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(convert)
 
 
 def _version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """Denoisers: the protocol that every analysis of this package takes, and a small embedded model to try them on."""
 
+from balanced_rep.models._convert import ConversionError, Converted, convert
 from balanced_rep.models._diffusers import DiffusersDenoiser, from_diffusers
 from balanced_rep.models._digits import CheckpointError, DigitsData, DigitsDenoiser, DigitsSplit, digits, digits_data
 from balanced_rep.models._edm import EDMDenoiser
@@ -12,6 +13,8 @@ from balanced_rep.models._sample import PathStep, denoising_path, sample, sigma_
 
 __all__ = [
     "CheckpointError",
+    "ConversionError",
+    "Converted",
     "Denoiser",
     "DiffusersDenoiser",
     "DigitsData",
@@ -24,6 +27,7 @@ __all__ = [
     "ResidualMLP",
     "Tap",
     "UnsafeModelError",
+    "convert",
     "denoising_path",
     "digits",
     "digits_data",

@@ -1,0 +1,46 @@
+"""`balanced-rep convert`: a pickled network as safetensors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["convert"]
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A network pickle (EDM), or a checkpoint of torch.save.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for model.safetensors and config.json.")],
+    key: Annotated[str, typer.Option(help="Which network of the file; default: 'ema' if there is one.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Turn a pickled network into safetensors and a plain configuration, without running what is in the pickle.
+
+    The file is read in a child process with limits, by an unpickler that knows a short list of names.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from balanced_rep.models import ConversionError
+    from balanced_rep.models import convert as run
+
+    errors = Console(stderr=True)
+    try:
+        done = run(file, out, key=key)
+    except (ConversionError, OSError) as error:
+        errors.print("[bold red]error:[/]", escape(str(error)), highlight=False)
+        sys.exit(1)
+    if as_json:
+        about = {"weights": str(done.weights), "config": str(done.config), "n_tensors": done.n_tensors}
+        about |= {"n_parameters": done.n_parameters, "network_isolated": done.network_isolated}
+        typer.echo(json.dumps(about, indent=2))
+        return
+    console = Console()
+    console.print(f"{done.weights}: {done.n_tensors} tensors, {done.n_parameters:,} numbers", highlight=False)
+    console.print(f"{done.config}: {json.loads(done.config.read_text()).get('class', 'no class')}", highlight=False)
+    if not done.network_isolated:
+        errors.print("[dim]The reading process could not be cut off from the network on this system; limits held.[/]")
