@@ -1,8 +1,9 @@
-"""Draws docs/images/bench_*.svg from the CSV files: `python bench/_plot.py`."""
+"""Draws the figures of docs/images/ that come from the CSV files: `python bench/_plot.py`."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,7 +205,55 @@ def _error(row: report.Row, measure: str) -> float:
     return math.inf if math.isnan(value) else value
 
 
-FIGURES = {"bench_moments.svg": ("moments.csv", draw_moments), "bench_accuracy.svg": ("accuracy.csv", draw_accuracy)}
+# ---- singular values -------------------------------------------------------------------------------------------------
+
+
+def draw_values(rows: list[report.Row], page: str) -> Any:
+    """A panel for each matrix: the true values, those found, and the band in which the certificate puts the truth."""
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    mine = report.pick(rows, page=page)
+    cases = list(dict.fromkeys(row["case"] for row in mine))
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(
+            1, len(cases), figsize=(3.13 * max(len(cases), 2), 2.9), layout="constrained", squeeze=False
+        )
+        for ax, case in zip(axes[0], cases, strict=True):
+            same = report.pick(mine, case=case)
+            names = list(dict.fromkeys(row["candidate"] for row in same))
+            for name, colour in zip(names, (ORANGE, OURS), strict=False):
+                chosen = report.pick(same, candidate=name)
+                index, true, found, upper = (
+                    [float(row[key]) for row in chosen] for key in ("index", "true", "found", "upper")
+                )
+                ax.fill_between(index, found, upper, color=colour, alpha=0.18, lw=0)
+                ax.plot(index, found, "o", ms=3, mfc="white", mec=colour, mew=1, zorder=3)
+                ax.plot(index, true, color=INK, lw=0.9, zorder=2)
+            ax.set_title(case)
+            ax.set_xlabel("index")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            handles: list[Any] = [Line2D([], [], color=INK, lw=0.9, label="truth")]
+            for name, colour in zip(names, (ORANGE, OURS), strict=False):
+                handles.append(Line2D([], [], marker="o", ls="", ms=3, mfc="white", mec=colour, mew=1, label=name))
+                handles.append(Patch(color=colour, alpha=0.18, lw=0, label="certified"))
+            low, high = min(float(row["found"]) for row in same), max(float(row["true"]) for row in same)
+            if high > 8 * low:
+                ax.set_yscale("log")
+            ax.legend(handles=handles, frameon=False, fontsize=7, labelspacing=0.3, handletextpad=0.4)
+        axes[0][0].set_ylabel("singular value")
+    return fig
+
+
+FIGURES = {
+    "bench_moments.svg": ("moments.csv", draw_moments),
+    "bench_accuracy.svg": ("accuracy.csv", draw_accuracy),
+    "randomized_svd.svg": ("svd_values.csv", functools.partial(draw_values, page="randomized_svd")),
+    "jacobian_svd.svg": ("svd_values.csv", functools.partial(draw_values, page="jacobian_svd")),
+    "streaming_pca.svg": ("svd_values.csv", functools.partial(draw_values, page="streaming_pca")),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,8 +52,8 @@ def randomized_svd(
             of that of the best approximation of rank k. In a batch each matrix stops by itself. Without it the number
             of rounds is fixed.
         oversampling: Columns beyond k that the choice of ``block`` and of method allows for.
-        block: Columns per round; by default (k + oversampling) / 2, rounded up to a multiple of 8.
-        rounds: Blocks of the Krylov space, 4 by default; with ``tol`` the largest number of them.
+        block: Columns per round; by default the multiple of 16 nearest to (k + oversampling) / 2.
+        rounds: Blocks of the Krylov space, 5 by default or as many as k needs; with ``tol`` the largest number of them.
         precision: "full"; "bfloat16" for the rounds in front of a last pass in full precision, float32 matrices only;
             "auto" takes "bfloat16" where the hardware has such products. Matrices whose singular values fall too
             steeply for it are done again in full.

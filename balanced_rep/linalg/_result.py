@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 __all__ = ["ConvergenceWarning", "SVDInfo", "SVDResult"]
@@ -89,8 +88,3 @@ class SVDResult(_Triple):
     def reconstruct(self) -> Any:
         """``U @ diag(S) @ Vh``."""
         return (self.U * self.S[..., None, :]) @ self.Vh
-
-
-def full_like_batch(value: int | bool, lead: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
-    """A constant with the batch dims of the input."""
-    return torch.full(tuple(lead), value, device=device)
