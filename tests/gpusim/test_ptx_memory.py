@@ -121,6 +121,42 @@ def test_uninitialised_reads():
     assert kinds(run_body(body, [empty(1, np.uint32)])) == {"uninitialised"}
 
 
+def write_shared(offset: int, declared: str) -> ptx.Result:
+    body = f"    mov.u32 %r1, first;\n    st.shared.u32 [%r1+{offset}], 1;\n    st.shared.u32 [second], 2;"
+    return run_body(body + "\n    st.global.u32 [%q0], 1;", [empty(1, np.uint32)], locals_=declared)
+
+
+def test_the_end_of_a_shared_variable():
+    """One variable runs into the next, or into the padding behind it, only in the eyes of a checker."""
+    declared = "    .shared .align 4 .b8 first[36];\n    .shared .align 4 .b8 second[4];\n"
+    write_shared(32, declared).check()
+    for offset in (36, 40, 36 + 124):
+        result = write_shared(offset, declared)
+        assert kinds(result) == {"out-of-bounds"}
+        assert f"{offset - 36 + 1} bytes beyond the 36 bytes of first" in str(result.issues)
+    last = write_shared(36, "    .shared .align 4 .b8 second[4];\n    .shared .align 4 .b8 first[36];\n")
+    assert "at byte" in str(last.issues)
+    assert kinds(last) == {"out-of-bounds"}
+
+
+def test_dynamic_shared_memory_begins_behind_a_guard():
+    body = "    st.shared.u32 [fixed], 1;\n    st.shared.u32 [more+{}], 2;\n    st.global.u32 [%q0], 1;"
+    module = ".extern .shared .align 16 .b8 more[];\n"
+    fixed = "    .shared .align 4 .b8 fixed[20];\n"
+    run_body(body.format(28), [empty(1, np.uint32)], module=module, locals_=fixed, shared_bytes=32, grid=3).check()
+    for offset in (-4, 32):
+        result = run_body(body.format(offset), [empty(1, np.uint32)], module=module, locals_=fixed, shared_bytes=32)
+        assert kinds(result) == {"out-of-bounds"}
+
+
+@pytest.mark.parametrize(("hint", "kind"), [("", None), (".nc", "race")])
+def test_read_only_load_of_what_the_kernel_has_written(hint, kind):
+    body = f"{GLOBAL}    st.global.u32 [%rd0], 5;\n    ld.global{hint}.u32 %r0, [%rd0];\n    st.global.u32 [%rd1], %r0;"
+    result = run_body(body, [Buffer(WORDS), empty(64, np.uint32)], block=64)
+    assert kinds(result) == {kind} - {None}
+    assert ("a read-only load" in str(result.issues)) is bool(hint)
+
+
 # --------------------------------------------------------------------------------------------------------- races
 
 
@@ -148,6 +184,19 @@ def test_block_barrier_orders_warps():
 def test_warp_barrier_orders_lanes():
     assert kinds(exchange("", distance=4, size=32)) == {"race"}
     exchange("bar.warp.sync 0xffffffff;", distance=4, size=32).check()
+
+
+def test_warp_barriers_of_other_lanes_order_nothing():
+    """Two halves of a warp that meet at the same time, each under its own mask, have not met each other."""
+    masks = """setp.lt.u32 %p1, %i, 16;
+    selp.b32 %r5, 0x0000ffff, 0xffff0000, %p1;
+    bar.warp.sync %r5;"""
+    assert kinds(exchange(masks, distance=64, size=32)) == {"race"}
+    branches = """setp.lt.u32 %p1, %i, 16;
+    @%p1 bar.warp.sync 0x0000ffff;
+    @!%p1 bar.warp.sync 0xffff0000;"""
+    assert kinds(exchange(branches, distance=64, size=32)) == {"race"}
+    exchange(f"bar.warp.sync 0xffffffff;\n{branches}", distance=64, size=32).check()
 
 
 def test_overwriting_what_others_still_read():
@@ -418,6 +467,8 @@ def test_float_atomics():
         ("down", 3, 31, lambda lane: np.where(lane + 3 < 32, lane + 3, lane)),
         ("up", 3, 0, lambda lane: np.where(lane >= 3, lane - 3, lane)),
         ("idx", 7, 31, lambda lane: np.full(32, 7)),
+        ("bfly", 33, 31, lambda lane: lane ^ 1),  # five bits of the distance count
+        ("up", -1, 0, lambda lane: np.where(lane == 31, 0, lane)),
         ("down", 1, 0x181F, lambda lane: np.where(lane % 8 < 7, lane + 1, lane)),  # segments of 8: mask 24, clamp 31
     ],
 )
@@ -437,6 +488,40 @@ def test_shuffle_masks():
     run_body(body, [empty(1, np.uint32)]).check()
     body = guard + "    @%p0 shfl.sync.bfly.b32 %r0, %i, 16, 31, 0x0000ffff;\n    st.global.u32 [%q0], 1;"
     assert "inactive" in str(run_body(body, [empty(1, np.uint32)]).issues)
+
+
+def test_primitives_of_two_halves_at_once():
+    """Lanes of one instruction with different member masks form groups of their own."""
+    body = """
+    setp.lt.u32 %p0, %i, 16;
+    selp.b32 %r0, 0x0000ffff, 0xffff0000, %p0;
+    setp.eq.u32 %p1, %i, 3;
+    and.b32 %r7, %i, 1;
+    vote.sync.ballot.b32 %r1, !%p1, %r0;
+    vote.sync.any.pred %p2, %p1, %r0;
+    vote.sync.all.pred %p3, !%p1, %r0;
+    vote.sync.uni.pred %p4, %p1, %r0;
+    redux.sync.add.u32 %r2, %i, %r0;
+    match.any.sync.b32 %r3, %r7, %r0;
+    selp.u32 %r4, 1, 0, %p2;
+    selp.u32 %r5, 1, 0, %p3;
+    selp.u32 %r6, 1, 0, %p4;
+    elect.sync %r8|%p5, %r0;
+    selp.u32 %r9, 1, 0, %p5;
+    mad.wide.u32 %rd0, %i, 32, %q0;
+    st.global.v4.u32 [%rd0], {%r1, %r2, %r3, %r4};
+    st.global.v4.u32 [%rd0+16], {%r5, %r6, %r8, %r9};"""
+    rows = run_body(body, [empty((32, 8), np.uint32)]).check().buffers[0]
+    lane = np.arange(32)
+    low = lane < 16
+    np.testing.assert_array_equal(rows[:, 0], np.where(low, 0xFFF7, 0xFFFF0000))
+    np.testing.assert_array_equal(rows[:, 1], np.where(low, sum(range(16)), sum(range(16, 32))))
+    np.testing.assert_array_equal(rows[:, 2], np.where(low, 0x5555, 0x55550000) << (lane % 2))
+    np.testing.assert_array_equal(rows[:, 3], low)
+    np.testing.assert_array_equal(rows[:, 4], ~low)
+    np.testing.assert_array_equal(rows[:, 5], ~low)
+    np.testing.assert_array_equal(rows[:, 6], np.where(low, 0, 16))
+    np.testing.assert_array_equal(rows[:, 7], (lane == 0) | (lane == 16))
 
 
 def test_votes_and_reductions():
@@ -496,6 +581,42 @@ def test_async_copy():
 def test_async_copy_fills_with_zero():
     np.testing.assert_array_equal(copy("cp.async.wait_all;", size=", 4").check().buffers[1], np.zeros(32))
     np.testing.assert_array_equal(copy("cp.async.wait_all;", "%r1", ", 4").check().buffers[1], np.arange(32) * 4)
+
+
+@pytest.mark.parametrize(("n", "size"), [(128, ""), (126, ", 8"), (125, ", 4"), (127, ", 12")])
+def test_async_copy_reads_no_further_than_it_says(n, size):
+    """The last lane ends at the end of the array: with a source size nothing behind it is read."""
+    last = f"    setp.eq.u32 %p0, %i, 31;\n    selp.u32 %r9, {size[2:] or 16}, 16, %p0;\n"
+    body = last + COPY.format(wait="cp.async.wait_all;", where="%r1+12", size=", %r9" if size else "")
+    run_body(body, [Buffer(np.arange(n, dtype=np.uint32)), empty(32, np.uint32)], locals_=SHARED).check()
+    if size:
+        longer = body.replace(f"selp.u32 %r9, {size[2:]},", f"selp.u32 %r9, {int(size[2:]) + 1},")
+        result = run_body(longer, [Buffer(np.arange(n, dtype=np.uint32)), empty(32, np.uint32)], locals_=SHARED)
+        assert "out-of-bounds" in kinds(result)
+
+
+@pytest.mark.parametrize(("text", "reads"), [("%p0", False), ("!%p0", True)])
+def test_async_copy_that_ignores_its_source(text, reads):
+    body = "    setp.lt.u32 %p0, %i, 16;\n" + COPY.format(wait="cp.async.wait_all;", where="%r1", size=f", {text}")
+    result = run_body(body, [Buffer(np.arange(128, dtype=np.uint32)), empty(32, np.uint32)], locals_=SHARED).check()
+    lane = np.arange(32)
+    np.testing.assert_array_equal(result.buffers[1], np.where((lane < 16) == reads, lane * 4, 0))
+
+
+def test_async_copy_with_a_cache_policy():
+    policy = "    createpolicy.fractional.L2::evict_first.b64 %rd5, 1.0;\n"
+    body = policy + COPY.format(wait="cp.async.wait_all;", where="%r1", size=", %rd5").replace(
+        "cg.shared.global ", "cg.shared.global.L2::cache_hint "
+    )
+    result = run_body(body, [Buffer(np.arange(128, dtype=np.uint32)), empty(32, np.uint32)], locals_=SHARED).check()
+    np.testing.assert_array_equal(result.buffers[1], np.arange(32) * 4)
+
+
+def test_writing_where_a_copy_is_under_way_to():
+    result = copy("st.shared.u32 [%r1+8], 1;\n    cp.async.wait_all;")
+    assert result.issues.kinds() == {"async"}
+    assert "still under way" in str(result.issues)
+    copy("cp.async.wait_all;\n    st.shared.u32 [%r1+8], 1;").check()
 
 
 def test_async_copy_is_visible_to_others_after_a_barrier_only():

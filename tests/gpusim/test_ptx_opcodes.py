@@ -314,12 +314,25 @@ def test_packed_halves(kind):
     assert (np.isnan(widen(got.view(np.float16) if kind == "f16" else got)) == np.isnan(exact)).all()
 
 
+@pytest.mark.parametrize(("z", "want"), [(2.0**-100, 388), (-(2.0**-100), 386), (0.0, 388)])
+def test_fma_bf16_rounds_once(z, want):
+    """The product 387 / 256 lies half way; a term beyond float64's precision decides, without it the even one wins."""
+    x, y, z = (f32_to_bf16(np.float32([value])) for value in (1.5, 129 / 128, z))
+    got = evaluate("fma.rn.bf16 %out, %a, %b, %c;", [("bf16", v) for v in (x, y, z)], "bf16")
+    assert bf16_to_f32(got)[0] * 256 == want
+
+
 def test_flush_to_zero():
     x = np.float32([1e-40, -1e-40, 1e-30, 2.0])
     y = np.float32([1.0, 1.0, 1e-10, 0.5])
     got = evaluate("mul.ftz.f32 %out, %a, %b;", [("f32", x), ("f32", y)], "f32").view(np.float32)
     np.testing.assert_array_equal(got.view(np.uint32), np.float32([0.0, -0.0, 0.0, 1.0]).view(np.uint32))
     assert evaluate("mul.f32 %out, %a, %b;", [("f32", x), ("f32", y)], "f32").view(np.float32)[0] == np.float32(1e-40)
+    zero = np.zeros(4, np.float32)
+    got = evaluate("setp.gt.ftz.f32 %out, %a, %b;", [("f32", x), ("f32", zero)], "pred")
+    np.testing.assert_array_equal(got, [False, False, True, True])
+    got = evaluate("setp.gt.f32 %out, %a, %b;", [("f32", x), ("f32", zero)], "pred")
+    np.testing.assert_array_equal(got, [True, False, True, True])
 
 
 def test_saturate():
@@ -337,6 +350,13 @@ def test_min_max(kind):
         if kind != "f64":
             got = evaluate(f"{name}.NaN.{kind} %out, %a, %b;", [(kind, x), (kind, y)], kind).view(x.dtype)
             np.testing.assert_array_equal(got, keeps(x, y))
+
+
+def test_negative_zero_is_the_smaller_one():
+    x, y = np.float32([0.0, -0.0, -0.0]), np.float32([-0.0, 0.0, -0.0])
+    for name, want in (("min", [-0.0, -0.0, -0.0]), ("max", [0.0, 0.0, -0.0])):
+        got = evaluate(f"{name}.f32 %out, %a, %b;", [("f32", x), ("f32", y)], "f32").view(np.float32)
+        same_floats(got, np.float32(want))
 
 
 @pytest.mark.parametrize("kind", ["f16", "f32", "f64"])
@@ -384,6 +404,25 @@ def test_fuzz_perturbs_approximate_results_by_a_few_ulp_only():
     assert 0.5 < error.max() < 2.6
     exact = evaluate("sqrt.rn.f32 %out, %a;", [("f32", x)], "f32", options=ptx.Options(fuzz_ulp=2)).view(np.float32)
     np.testing.assert_array_equal(exact, np.sqrt(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "low", "high", "relative", "absolute"),
+    [
+        ("tanh.approx.f32", np.tanh, 0.1, 3, 2.0**-11, 0),
+        ("lg2.approx.f32", np.log2, 0.9999, 1.0001, 0, 2.0**-22),
+        ("sin.approx.f32", np.sin, 3.14, 3.143, 0, 2.0**-20.5),
+        ("cos.approx.f32", np.cos, 40, 50, 0, 2.0**-14.7),
+    ],
+)
+def test_fuzz_reaches_what_the_manual_allows(name, exact, low, high, relative, absolute):
+    """These err by more than an ulp or two: tanh everywhere, the others where they are small."""
+    x = np.linspace(low, high, N, dtype=np.float32)
+    want = exact(x.astype(np.float64))
+    got = evaluate(f"{name} %out, %a;", [("f32", x)], "f32", options=ptx.Options(fuzz_ulp=2)).view(np.float32)
+    error, allowed = np.abs(got - want), relative * np.abs(want) + absolute
+    assert 0.9 * allowed.max() < error.max()
+    assert (error <= allowed + 3 * 2.0**-23 * np.abs(want)).all()
 
 
 # -------------------------------------------------------------------------------------------------- comparisons
@@ -566,6 +605,10 @@ def test_immediates():
         ("add.rz.f32 %out, %a, %a;", "rz"),
         ("cvt.rz.f16.f32 %h0, %a;", "cvt.rz.f16.f32"),
         ("vadd.u32.u32.u32 %out, %a, %a;", "vadd"),
+        ("mov.u32 %out, %smid;", "register %smid"),
+        ("max.f32 %out, %a, %a, %a;", "three inputs"),
+        ("rcp.approx.ftz.f64 %fd0, %fd1;", "20 bits"),
+        (".param .b32 param0; st.param.b32 [param0], %a;", "a function that is not inlined"),
     ],
 )
 def test_unknown_instructions_are_errors_that_name_them(text, named):

@@ -81,6 +81,21 @@ def test_split_operands():
     assert split_operands("") == ()
 
 
+def initial_values(text: str) -> tuple[int, ...]:
+    return (
+        parse(f".target sm_80\n.global .align 8 .b64 v[4] = {text};\n.entry k()\n{{\nret;\n}}")["k"]
+        .global_["v"]
+        .initial
+    )
+
+
+def test_initial_values():
+    assert initial_values("{-1, 0x10, 7U}") == (-1, 16, 7)
+    assert initial_values("{0f3FC00000, 0d3FF8000000000000}") == (0x3FC00000, 0x3FF8000000000000)  # bits of 1.5
+    with pytest.raises(ParseError, match="the variable v begins as 'generic\\(table\\)'"):
+        initial_values("{generic(table)}")
+
+
 def test_unknown_directives_are_errors():
     with pytest.raises(ParseError, match=r"\.surfref"):
         parse(".target sm_80\n.entry k()\n{\n.surfref s;\nret;\n}")

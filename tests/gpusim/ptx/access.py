@@ -115,6 +115,8 @@ class Checker:
             inside &= arena.all_valid(safe, size)
         else:
             inside = (addresses >= 0) & (addresses + size <= limit)
+            if space == "shared" and m.decoder.shared_holes:
+                inside &= arena.all_valid(np.where(inside, offsets, 0), size)
         good = aligned & inside
         if good.all():
             return [Access(arena, offsets, threads, kept)]
@@ -139,7 +141,7 @@ class Checker:
             if space in {"global", "const"}:
                 where = self.m.memory.describe(int(offsets[first]))
             else:
-                where = f"byte {addresses[first]} of {self.m.shared_size if space == 'shared' else '?'}"
+                where = self._describe(space, int(addresses[first]))
             detail = f"{size} bytes of {space} memory at {where}, by {self.who(int(threads[first]))}"
             self.m.issues.add("out-of-bounds", instruction, detail, count=int((~inside).sum()))
         if not aligned.all():
@@ -149,6 +151,17 @@ class Checker:
                 f"by {self.who(int(threads[first]))}"
             )
             self.m.issues.add("misaligned", instruction, detail, count=int((~aligned).sum()))
+
+    def _describe(self, space: str, address: int) -> str:
+        """Say where an address that is in no variable of shared or local memory lies."""
+        if space == "local":
+            return f"byte {address} of {self.m.decoder.local_bytes}"
+        variables, offsets = self.m.kernel.shared.values(), self.m.decoder.symbols
+        ends = {offsets[v.name] + v.nbytes: v for v in variables if v.nbytes and offsets[v.name] + v.nbytes <= address}
+        if ends and address < self.m.decoder.shared_bytes:
+            variable = ends[max(ends)]
+            return f"{address - max(ends) + 1} bytes beyond the {variable.nbytes} bytes of {variable.name}"
+        return f"byte {address} of {self.m.shared_size}"
 
     def who(self, thread: int) -> str:
         """Name a thread of the batch."""
@@ -176,12 +189,30 @@ class Checker:
                 self._report_unready(access, size, ready, instruction)
 
     def check_write(self, access: Access, size: int, instruction: Instruction, strength: int) -> None:
-        """Check an access that writes: ordered after the last write and the last reads."""
+        """Check an access that writes: ordered after the last write and the last reads, and after any async copy."""
+        if self.enabled and access.arena.name == "shared" and self.m.copies.flying:
+            self._check_not_pending(access, size, instruction)
         shadow = self.shadow(access.arena) if self.enabled else None
         if shadow is not None:
             for cells in self._cells(access.offsets, size):
                 race = shadow.write(cells, access.threads, self.m.time, strength)
                 self._report_race(race, access, instruction)
+
+    def check_unwritten(self, access: Access, size: int, instruction: Instruction) -> None:
+        """Check a load that takes memory for constant (``ld.global.nc``): the launch has not written it so far."""
+        shadow = self.shadow(access.arena) if self.enabled else None
+        for cells in self._cells(access.offsets, size) if shadow else ():
+            if (who := shadow.written_by(cells)) is not None:
+                detail = f"a read-only load of {access.arena.name} memory that {self.who_global(who)} has written"
+                self.m.issues.add("race", instruction, detail, topic="read-only")
+
+    def _check_not_pending(self, access: Access, size: int, instruction: Instruction) -> None:
+        bytes_ = access.arena.state[access.offsets[:, None] + np.arange(0, size, min(size, 4))]
+        pending = (bytes_ & PENDING).any(1)
+        if pending.any():
+            who = self.who(int(access.threads[int(np.argmax(pending))]))
+            detail = f"{who} writes where an asynchronous copy is still under way to"
+            self.m.issues.add("async", instruction, detail, topic="overwritten", count=int(pending.sum()))
 
     def _cells(self, offsets: np.ndarray, size: int) -> list[np.ndarray]:
         first = offsets // self.cell

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .numeric import round_to_half, widen_half
-from .parser import Instruction, Kernel, split_operands
+from .parser import Instruction, Kernel, Variable, split_operands
 from .report import ExecutionError
 from .types import TYPES, Type
 
@@ -24,6 +24,14 @@ Read = Callable[["Machine", Lanes], np.ndarray]
 Write = Callable[["Machine", Lanes, np.ndarray], None]
 
 OPCODES: dict[str, Callable[[Decoder, Instruction], Run]] = {}
+
+SPECIAL_REGISTERS = frozenset(
+    [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
+    + [f"%lanemask_{order}" for order in ("eq", "lt", "le", "gt", "ge")]
+    + ["%laneid", "%warpid", "%nwarpid", "%dynamic_smem_size", "%total_smem_size", "%clock", "%clock64", "%globaltimer"]
+)
+
+SHARED_GUARD = 128  # between two shared variables; all banks once, so that a guard moves none of them
 
 _HEX_FLOAT = re.compile(r"(-?)0[fF]([0-9a-fA-F]{8})|(-?)0[dD]([0-9a-fA-F]{16})")
 _ADDRESS = re.compile(r"([%\w$@.]+?)\s*(?:\+\s*(-?\w+))?$")
@@ -57,6 +65,10 @@ class Decoder:
     Args:
         kernel: The kernel.
         global_addresses: Address of each module-scope variable in device memory.
+
+    Attributes:
+        shared_bytes: Where dynamic shared memory begins: the static variables and the guards between them.
+        shared_holes: First byte, and the one after the last, of what lies between the variables.
     """
 
     def __init__(self, kernel: Kernel, global_addresses: dict[str, int]) -> None:
@@ -70,7 +82,10 @@ class Decoder:
             self.parameter_offsets[parameter.name] = size
             size += parameter.nbytes
         self.parameter_bytes = size
-        shared, self.shared_bytes = _lay_out(list(kernel.shared.values()))
+        shared, self.shared_bytes = _lay_out(list(kernel.shared.values()), SHARED_GUARD)
+        spans = sorted((offset, offset + kernel.shared[name].nbytes) for name, offset in shared.items())
+        following = [*(first for first, _ in spans[1:]), self.shared_bytes]
+        self.shared_holes = [(end, start) for (_, end), start in zip(spans, following, strict=False) if end < start]
         local, self.local_bytes = _lay_out(list(kernel.local.values()))
         self.symbols = {**self.parameter_offsets, **shared, **local, **global_addresses}
         self.local_names = set(local)
@@ -95,6 +110,8 @@ class Decoder:
             inner = self.source(text[1:], kind)
             return lambda m, lanes: ~inner(m, lanes)
         if text.startswith("%"):
+            if text not in SPECIAL_REGISTERS:
+                raise KeyError(f"register {text}")
             return lambda m, lanes: m.special[text][lanes].astype(kind.raw).view(kind.dtype)
         value = self.constant(text, kind)
         return lambda m, lanes: value
@@ -183,14 +200,23 @@ class Decoder:
         return split_operands(text.strip("{} ")) if text.startswith("{") else (text,)
 
 
-def _lay_out(variables: list) -> tuple[dict[str, int], int]:
-    """Return the offset of every variable and the static size; the dynamic ones all begin where the static ones end."""
+def _lay_out(variables: list[Variable], guard: int = 0) -> tuple[dict[str, int], int]:
+    """Return the offset of every variable, and the size; dynamic variables all begin where the others end.
+
+    Args:
+        variables: Of one state space.
+        guard: Bytes between one variable and the next that belong to none.
+    """
     offsets, size = {}, 0
-    for variable in variables:
-        if not variable.dynamic:
-            size = -(-size // variable.align) * variable.align
-            offsets[variable.name] = size
-            size += variable.nbytes
-    size = -(-size // 16) * 16
-    offsets.update({variable.name: size for variable in variables if variable.dynamic})
-    return offsets, size
+    for variable in (v for v in variables if not v.dynamic):
+        size = _round_up(size + (guard if size else 0), variable.align)
+        offsets[variable.name] = size
+        size += variable.nbytes
+    dynamic = [v.name for v in variables if v.dynamic]
+    if dynamic:
+        size = _round_up(size + (guard if size else 0), 16)
+    return {**offsets, **dict.fromkeys(dynamic, size)}, size
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

@@ -36,8 +36,9 @@ class Options:
     Attributes:
         check: Look for out-of-bounds, misaligned and uninitialised accesses and for races.
         count: Count bytes, sectors, wavefronts and cache traffic.
-        fuzz_ulp: Perturb the result of every approximate instruction by up to this many ulp, and run atomics in
-            random order: the spread of the results justifies a tolerance.
+        fuzz_ulp: Perturb the result of every approximate instruction by up to this many ulp (by what the PTX manual
+            allows where that is more: sin, cos, lg2, tanh), and run atomics in random order: the spread of the results
+            justifies a tolerance.
         seed: Of the perturbation.
         max_steps: Basic blocks executed before the run counts as endless.
     """
@@ -156,6 +157,8 @@ class Machine:
         self.special = self._special_registers()
         self.carry = np.zeros(size, bool)
         self.shared = Arena("shared", n_blocks * self.shared_stride, VALID)
+        for start, end in self.decoder.shared_holes:
+            self.shared.state[: n_blocks * self.shared_stride].reshape(n_blocks, -1)[:, start:end] = 0
         self.local = Arena("local", size * self.local_stride, VALID)
         self.sync.begin_batch(first, n_blocks)
         self.checker.begin_batch()
@@ -205,13 +208,23 @@ class Machine:
     def threads(self, lanes: Lanes) -> np.ndarray:
         return self.everyone if isinstance(lanes, slice) else lanes
 
-    def fuzz(self, values: np.ndarray) -> np.ndarray:
-        """Perturb results of approximate instructions when the options ask for it."""
+    def fuzz(self, values: np.ndarray, relative: float = 0.0, absolute: np.ndarray | float = 0.0) -> np.ndarray:
+        """Perturb results of approximate instructions when the options ask for it.
+
+        Args:
+            values: The exact results, rounded.
+            relative: Error that the instruction is allowed, if it is more than the ulp of the options.
+            absolute: Error that it is allowed on top of that.
+
+        Returns:
+            The results, each wrong by a random part of its error.
+        """
         if self.options.fuzz_ulp <= 0:
             return values
         values = np.asarray(values)
-        relative = self.options.fuzz_ulp * np.finfo(values.dtype).eps * self.rng.uniform(-1, 1, values.shape)
-        return (values * (1 + relative)).astype(values.dtype)
+        relative = max(relative, self.options.fuzz_ulp * float(np.finfo(values.dtype).eps))
+        part = self.rng.uniform(-1, 1, values.shape)
+        return (values * (1 + relative * part) + absolute * part).astype(values.dtype)
 
     # -------------------------------------------------------------------------------------------------- schedule
 

@@ -7,7 +7,16 @@ import numpy as np
 from ..triton_interpreter import bf16_to_f32
 from .types import Type
 
-__all__ = ["flush_subnormals", "fma", "round_to_bf16", "round_to_half", "widen_half"]
+__all__ = [
+    "flush_subnormals",
+    "fma",
+    "fma_rounded_to_odd",
+    "fmax",
+    "fmin",
+    "round_to_bf16",
+    "round_to_half",
+    "widen_half",
+]
 
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
@@ -96,3 +105,29 @@ def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         nudge = half_way & (error != 0)
         total = np.where(nudge, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
     return total.astype(np.float32)
+
+
+def fma_rounded_to_odd(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Return ``x y + z`` of 16-bit formats in float64, so that rounding it to 16 bits is the only rounding.
+
+    The product is exact. A sum that is not is replaced by its neighbour with an odd last bit, which is no tie.
+    """
+    product = x.astype(np.float64) * y
+    total, error = _two_sum(product, np.asarray(z, np.float64))
+    even = (error != 0) & np.isfinite(error) & (total.view(np.uint64) & np.uint64(1) == 0)
+    return np.where(even, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+
+
+def fmin(x: np.ndarray, y: np.ndarray, *, keep_nan: bool = False) -> np.ndarray:
+    """Return the smaller one; -0 is smaller than +0. A NaN gives way to a number unless it is to be kept."""
+    result = (np.minimum if keep_nan else np.fmin)(x, y)
+    zero = (x == 0) & (y == 0)
+    if zero.any():
+        either = np.where(np.signbit(x) | np.signbit(y), -0.0, 0.0).astype(result.dtype)
+        return np.where(zero, either, result)
+    return result
+
+
+def fmax(x: np.ndarray, y: np.ndarray, *, keep_nan: bool = False) -> np.ndarray:
+    """Return the larger one, as :func:`fmin` does the smaller one."""
+    return -fmin(-np.asarray(x), -np.asarray(y), keep_nan=keep_nan)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import ops_integer
-from .decoder import Decoder, Lanes, Run, opcode, require
-from .numeric import flush_subnormals, fma
+from .decoder import Decoder, Lanes, Read, Run, opcode, require
+from .numeric import flush_subnormals, fma, fma_rounded_to_odd, fmax, fmin
 from .parser import Instruction
 from .types import TYPES, Type, type_of
 
@@ -31,19 +31,23 @@ def _count(m, lanes: Lanes, kind: Type, flops: int) -> None:
     m.counters.flops[kind.name.removesuffix("x2")] += flops * pair * m.count(lanes)
 
 
+def _float_source(decoder: Decoder, instruction: Instruction, operand: str, kind: Type) -> Read:
+    """Return a reader of a source, with subnormals flushed where ``.ftz`` says so."""
+    read = decoder.float_source(operand, kind)
+    flush = "ftz" in instruction.modifiers and kind.name == "f32"
+    return (lambda m, lanes: flush_subnormals(read(m, lanes))) if flush else read
+
+
 def _elementwise(
     decoder: Decoder, instruction: Instruction, function: Callable[..., np.ndarray], *, flops: int = 1
 ) -> Run:
     """Decode ``op.type d, a, ...`` for a numpy function of the sources."""
     kind = type_of(instruction.modifiers)
     write = decoder.float_target(instruction.operands[0], kind)
-    reads = [decoder.float_source(operand, kind) for operand in instruction.operands[1:]]
-    flush = "ftz" in instruction.modifiers and kind.name == "f32"
+    reads = [_float_source(decoder, instruction, operand, kind) for operand in instruction.operands[1:]]
 
     def run(m, lanes: Lanes) -> None:
         values = [read(m, lanes) for read in reads]
-        if flush:
-            values = [flush_subnormals(value) for value in values]
         write(m, lanes, _finish(function(*values), instruction, kind))
         if flops:
             _count(m, lanes, kind, flops)
@@ -66,8 +70,8 @@ def _fma(decoder: Decoder, instruction: Instruction) -> Run:
     if not kind.is_float:
         return ops_integer.mad(decoder, instruction)
     require(instruction, *ROUNDING, "sat", "relu")
-    if kind.kind == "h":  # 16-bit products and sums are exact in float64 but for a bit that the last rounding ignores
-        return _elementwise(decoder, instruction, lambda x, y, z: x.astype(np.float64) * y + z, flops=2)
+    if kind.kind == "h":
+        return _elementwise(decoder, instruction, fma_rounded_to_odd, flops=2)
     return _elementwise(decoder, instruction, fma, flops=2)
 
 
@@ -86,10 +90,11 @@ def _min_max(decoder: Decoder, instruction: Instruction) -> Run:
     if not type_of(instruction.modifiers).is_float:
         return ops_integer.min_max(decoder, instruction)
     require(instruction, "ftz", "NaN")
-    least = instruction.opcode == "min"
-    if "NaN" in instruction.modifiers:
-        return _elementwise(decoder, instruction, np.minimum if least else np.maximum)
-    return _elementwise(decoder, instruction, np.fmin if least else np.fmax)
+    if len(instruction.operands) != 3:
+        raise KeyError("three inputs")
+    keep_nan = "NaN" in instruction.modifiers
+    function = fmin if instruction.opcode == "min" else fmax
+    return _elementwise(decoder, instruction, lambda x, y: function(x, y, keep_nan=keep_nan))
 
 
 @opcode("neg", "abs")
@@ -130,23 +135,31 @@ def _approximate(decoder: Decoder, instruction: Instruction, function: Callable)
     """Decode an instruction whose result is approximate: the exact value, perturbed when fuzzing."""
     kind = type_of(instruction.modifiers)
     write = decoder.float_target(instruction.operands[0], kind)
-    reads = [decoder.float_source(operand, kind) for operand in instruction.operands[1:]]
-    flush = "ftz" in instruction.modifiers and kind.name == "f32"
+    reads = [_float_source(decoder, instruction, operand, kind) for operand in instruction.operands[1:]]
     approximate = {"approx", "full"} & set(instruction.modifiers) or instruction.opcode == "tanh"
+    if approximate and kind.name == "f64":
+        raise KeyError("approximations in float64 have 20 bits")
     result_type = np.float64 if kind.name == "f64" else np.float32
+    relative, absolute = _ERRORS.get(instruction.opcode, (0.0, lambda x: 0.0))
 
     def run(m, lanes: Lanes) -> None:
-        values = [read(m, lanes) for read in reads]
-        if flush:
-            values = [flush_subnormals(value) for value in values]
-        result = function(*(np.asarray(value, np.float64) for value in values)).astype(result_type)
+        values = [np.asarray(read(m, lanes), np.float64) for read in reads]
+        result = function(*values).astype(result_type)
         if approximate:
-            result = m.fuzz(result)
+            result = m.fuzz(result, relative, absolute(values[0]))
         write(m, lanes, _finish(result, instruction, kind))
         _count(m, lanes, kind, 1)
 
     return run
 
+
+# Errors beyond an ulp or two that the PTX manual allows: relative, and absolute as a function of the argument.
+_ERRORS: dict[str, tuple[float, Callable]] = {
+    "tanh": (2.0**-11, lambda x: 0.0),
+    "lg2": (2.0**-22, lambda x: np.where((x > 0.5) & (x < 2), 2.0**-22, 0.0)),
+    "sin": (0.0, lambda x: np.where(np.abs(x) <= 2 * np.pi, 2.0**-20.5, 2.0**-14.7)),
+    "cos": (0.0, lambda x: np.where(np.abs(x) <= 2 * np.pi, 2.0**-20.5, 2.0**-14.7)),
+}
 
 _FUNCTIONS: dict[str, Callable] = {
     "ex2": np.exp2,
@@ -200,8 +213,10 @@ def _setp(decoder: Decoder, instruction: Instruction) -> Run:
     combination = next((word for word in instruction.modifiers[1:] if word in _COMBINATIONS), None)
     require(instruction, name, *_COMBINATIONS, "ftz")
     targets = [decoder.target(operand) for operand in instruction.operands[0].split("|")]
-    x, y = (decoder.float_source(operand, kind) for operand in instruction.operands[1:3])
+    x, y = (_float_source(decoder, instruction, operand, kind) for operand in instruction.operands[1:3])
     third = decoder.predicate(instruction.operands[3]) if combination else None
+    if third is not None and kind.name.endswith("x2"):
+        raise KeyError(f"{combination} of pairs")
 
     def run(m, lanes: Lanes) -> None:
         result = _compare(name, x(m, lanes), y(m, lanes))
@@ -222,7 +237,7 @@ def _set(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, name, "ftz")
     made, compared = (TYPES[word] for word in instruction.modifiers if word in TYPES)
     write = decoder.target(instruction.operands[0])
-    x, y = (decoder.float_source(operand, compared) for operand in instruction.operands[1:3])
+    x, y = (_float_source(decoder, instruction, operand, compared) for operand in instruction.operands[1:3])
     true = {"f32": np.float32(1), "f16": np.float16(1)}.get(made.name, made.raw.type((1 << made.bits) - 1))
     if made.name not in {"f32", "f16", "u32", "s32"}:
         raise KeyError(f"set to {made.name}")

@@ -7,6 +7,7 @@ a write by the issuing thread: others need a barrier after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from .access import Access
 from .decoder import Decoder, Lanes, Run, opcode, require
-from .memory import INITIALISED, PENDING, VALID
+from .memory import GLOBAL_BASE, INITIALISED, PENDING, VALID
 from .parser import Instruction
 from .races import WEAK
 from .types import TYPES
@@ -106,38 +107,65 @@ def _cp(decoder: Decoder, instruction: Instruction) -> Run:
     return _copy(decoder, instruction)
 
 
+def _bytes_to_read(decoder: Decoder, instruction: Instruction, size: int) -> Callable[[Machine, Lanes], np.ndarray]:
+    """Return a reader of the bytes that each lane reads: all, ``src-size``, or none where ``ignore-src`` holds."""
+    last = -1 if "L2::cache_hint" in instruction.modifiers else None
+    optional = instruction.operands[3:last]
+    if not optional:
+        return lambda m, lanes: np.full(m.count(lanes), size, np.int64)
+    slot = decoder.slots.get(optional[0].removeprefix("!"))
+    if slot is not None and decoder.types[slot].kind == "p":
+        ignored = decoder.predicate(optional[0])
+        return lambda m, lanes: np.where(ignored(m, lanes), 0, size)
+    given = decoder.source(optional[0], TYPES["u32"])
+    return lambda m, lanes: np.full(m.count(lanes), np.minimum(given(m, lanes), size), np.int64)
+
+
 def _copy(decoder: Decoder, instruction: Instruction) -> Run:
-    """Decode ``cp.async.ca.shared.global [target], [source], size {, source_size}``."""
+    """Decode ``cp.async.ca.shared.global [target], [source], size {, source_size or ignore_source} {, policy}``."""
     target = decoder.address(instruction.operands[0], "shared")
     source = decoder.address(instruction.operands[1], "global")
     size = int(instruction.operands[2], 0)
-    given = decoder.source(instruction.operands[3], TYPES["u32"]) if len(instruction.operands) > 3 else None
+    bytes_to_read = _bytes_to_read(decoder, instruction, size)
 
     def run(m, lanes: Lanes) -> None:
-        count, threads = m.count(lanes), m.threads(lanes)
-        reads = np.full(count, size, np.int64)
-        if given is not None:
-            reads = np.minimum(np.broadcast_to(np.asarray(given(m, lanes)), (count,)), size).astype(np.int64)
+        threads, reads = m.threads(lanes), bytes_to_read(m, lanes)
         targets, sources = target(m, lanes), source(m, lanes)
-        offsets = np.zeros(count, np.int64)
-        arrives = reads == 0  # nothing is read: the address may be anything
-        some = np.nonzero(reads > 0)[0]
-        if len(some):
-            for access in m.checker.resolve("global", sources[some], size, instruction, threads[some]):
-                m.checker.check_read(access, size, instruction, WEAK)
-                if m.options.count:
-                    m.counters.count_global("load", access.offsets, size, m.warp[access.threads])
-                kept = some if access.kept is None else some[access.kept]
-                offsets[kept] = access.offsets
-                arrives[kept] = True
+        arrives = np.ones(len(threads), bool)  # lanes whose source may be read, or that read nothing
+        whole = (reads == size) | ((reads > 0) & (sources % size != 0))  # the latter is reported as misaligned
+        _read_source(m, instruction, sources, size, threads, np.nonzero(whole)[0], arrives)
+        for byte in range(int(reads[~whole].max(initial=0))):  # the end of an array
+            some = np.nonzero(~whole & (reads > byte))[0]
+            _read_source(m, instruction, sources + byte, 1, threads, some, arrives)
         lanes_left = np.nonzero(arrives)[0]
         for access in m.checker.resolve("shared", targets[lanes_left], size, instruction, threads[lanes_left]):
             m.checker.check_write(access, size, instruction, WEAK)
             if m.options.count:
                 m.counters.count_shared("store", access.offsets, size, m.warp[access.threads])
             kept = lanes_left if access.kept is None else lanes_left[access.kept]
+            offsets = np.where(reads[kept] > 0, sources[kept] - GLOBAL_BASE, 0)
             group = m.copies.group[access.threads]
-            copy = _Copy(instruction, access.threads, group, offsets[kept], access.offsets, size, reads[kept])
-            m.copies.issue(copy)
+            m.copies.issue(_Copy(instruction, access.threads, group, offsets, access.offsets, size, reads[kept]))
 
     return run
+
+
+def _read_source(
+    m: Machine,
+    instruction: Instruction,
+    sources: np.ndarray,
+    size: int,
+    threads: np.ndarray,
+    lanes: np.ndarray,
+    arrives: np.ndarray,
+) -> None:
+    """Check and count the reads of some lanes; clear ``arrives`` for those that may not go ahead."""
+    if len(lanes) == 0:
+        return
+    arrived = np.zeros(len(arrives), bool)
+    for access in m.checker.resolve("global", sources[lanes], size, instruction, threads[lanes]):
+        m.checker.check_read(access, size, instruction, WEAK)
+        if m.options.count:
+            m.counters.count_global("load", access.offsets, size, m.warp[access.threads])
+        arrived[lanes if access.kept is None else lanes[access.kept]] = True
+    arrives[lanes] &= arrived[lanes]

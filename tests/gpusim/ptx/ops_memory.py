@@ -69,12 +69,15 @@ def _ld(decoder: Decoder, instruction: Instruction) -> Run:
     writes = [decoder.target(name) for name in decoder.group(instruction.operands[0])]
     address = decoder.address(instruction.operands[1], space)
     width = kind.size * len(writes)
+    constant = "nc" in instruction.modifiers
 
     def run(m, lanes: Lanes) -> None:
         count = m.count(lanes)
         parts = m.checker.resolve(space, address(m, lanes), width, instruction, lanes)
         for access in parts:
             m.checker.check_read(access, width, instruction, strength)
+            if constant:
+                m.checker.check_unwritten(access, width, instruction)
             _count(m, "load", access, width)
             if strength:
                 _synchronise(m, access, instruction, strength)
@@ -96,6 +99,8 @@ def _ld(decoder: Decoder, instruction: Instruction) -> Run:
 def _st(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, *SPACES, *CACHE_HINTS, *SCOPES, *VECTORS, "volatile", "relaxed", "release", "weak")
     kind, space, strength = type_of(instruction.modifiers), space_of(instruction), strength_of(instruction)
+    if space == "param":
+        raise KeyError("the call of a function that is not inlined")
     reads = [decoder.source(name, kind) for name in decoder.group(instruction.operands[1])]
     address = decoder.address(instruction.operands[0], space)
     width = kind.size * len(reads)

@@ -69,6 +69,7 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Run:
         count = len(threads)
         values = np.broadcast_to(np.asarray(value(m, lanes)), (count,))
         b, c = (np.asarray(read(m, lanes)).astype(np.int64) for read in (by, clamp))
+        b = b & 31  # the hardware reads five bits
         lane = m.lane[threads]
         segment, limit = (c >> 8) & 31, c & 31
         low = lane & segment
@@ -77,7 +78,7 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Run:
             source = lane - b
             valid = source >= high  # for `up` the clamp is the lowest lane
         else:
-            source = {"down": lane + b, "bfly": lane ^ b}.get(mode, low | (b & ~segment & 31))
+            source = {"down": lane + b, "bfly": lane ^ b}.get(mode, low | (b & ~segment))
             valid = source <= high
         source = np.where(valid, source, lane)
         position = np.full(m.size + 32, -1, np.int64)
@@ -96,6 +97,14 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Run:
     return run
 
 
+def _groups(m: Machine, threads: np.ndarray, mask: np.ndarray, instruction: Instruction) -> np.ndarray:
+    """Number the groups of threads that run a warp primitive together: those of one warp with one member mask."""
+    _check_mask(m, threads, mask, instruction)
+    masks = np.broadcast_to(np.asarray(mask), threads.shape).astype(np.int64)
+    _, groups = np.unique(m.warp[threads].astype(np.int64) << 32 | masks, return_inverse=True)
+    return groups
+
+
 @opcode("vote")
 def _vote(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, "sync", "all", "any", "uni", "ballot")
@@ -105,29 +114,27 @@ def _vote(decoder: Decoder, instruction: Instruction) -> Run:
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
         votes = np.broadcast_to(np.asarray(vote(m, lanes)), (len(threads),))
-        _check_mask(m, threads, mask(m, lanes), instruction)
-        warps = m.warp[threads]
+        groups = _groups(m, threads, mask(m, lanes), instruction)
         if "ballot" in instruction.modifiers:
-            write(m, lanes, _ballot(m, threads, votes)[warps])
+            write(m, lanes, _ballot(m.lane[threads], groups, votes))
             return
-        yes, total = np.bincount(warps, votes), np.bincount(warps)
+        yes, total = np.bincount(groups, votes), np.bincount(groups)
         if "any" in instruction.modifiers:
             result = yes > 0
         elif "all" in instruction.modifiers:
             result = yes == total
         else:
             result = (yes == total) | (yes == 0)
-        write(m, lanes, result[warps])
+        write(m, lanes, result[groups])
 
     return run
 
 
-def _ballot(m: Machine, threads: np.ndarray, votes: np.ndarray) -> np.ndarray:
-    """Return per warp the mask of lanes that vote true."""
-    result = np.zeros(int(m.warp[-1]) + 1, np.uint32)
-    bits = np.where(votes, np.uint32(1) << m.lane[threads].astype(np.uint32), np.uint32(0))
-    np.bitwise_or.at(result, m.warp[threads], bits)
-    return result
+def _ballot(lane: np.ndarray, groups: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """Return for each thread the mask of the lanes of its group that vote true."""
+    result = np.zeros(int(groups.max()) + 1, np.uint32)
+    np.bitwise_or.at(result, groups, np.where(votes, np.uint32(1) << lane.astype(np.uint32), np.uint32(0)))
+    return result[groups]
 
 
 @opcode("activemask")
@@ -136,7 +143,7 @@ def _activemask(decoder: Decoder, instruction: Instruction) -> Run:
 
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
-        write(m, lanes, _ballot(m, threads, np.ones(len(threads), bool))[m.warp[threads]])
+        write(m, lanes, _ballot(m.lane[threads], m.warp[threads], np.ones(len(threads), bool)))
 
     return run
 
@@ -155,15 +162,19 @@ _REDUCTIONS = {
 def _redux(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, "sync", *_REDUCTIONS)
     kind = type_of(instruction.modifiers)
+    if kind.is_float:
+        raise KeyError(kind.name)
     function = _REDUCTIONS[instruction.modifiers[1]]
     write, value = decoder.target(instruction.operands[0]), decoder.source(instruction.operands[1], kind)
+    mask = decoder.source(instruction.operands[2], TYPES["u32"])
 
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
         values = np.broadcast_to(np.asarray(value(m, lanes)), (len(threads),))
-        starts = np.nonzero(np.diff(m.warp[threads], prepend=-1))[0]
-        totals = function.reduceat(values, starts).astype(kind.dtype)
-        write(m, lanes, np.repeat(totals, np.diff(np.append(starts, len(threads)))))
+        groups = _groups(m, threads, mask(m, lanes), instruction)
+        by_group = np.argsort(groups, kind="stable")
+        starts = np.nonzero(np.diff(groups[by_group], prepend=-1))[0]
+        write(m, lanes, function.reduceat(values[by_group], starts).astype(kind.dtype)[groups])
 
     return run
 
@@ -173,16 +184,14 @@ def _match(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, "sync", "any")
     kind = type_of(instruction.modifiers)
     write, value = decoder.target(instruction.operands[0]), decoder.source(instruction.operands[1], kind)
+    mask = decoder.source(instruction.operands[2], TYPES["u32"])
 
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
-        values = np.broadcast_to(np.asarray(value(m, lanes)), (len(threads),))
-        _, names = np.unique(values, return_inverse=True)
-        keys = m.warp[threads] * (int(names.max()) + 1) + names
-        _, groups = np.unique(keys, return_inverse=True)
-        masks = np.zeros(int(groups.max()) + 1, np.uint32)
-        np.bitwise_or.at(masks, groups, np.uint32(1) << m.lane[threads].astype(np.uint32))
-        write(m, lanes, masks[groups])
+        _, names = np.unique(np.broadcast_to(np.asarray(value(m, lanes)), (len(threads),)), return_inverse=True)
+        groups = _groups(m, threads, mask(m, lanes), instruction)
+        _, equal = np.unique(groups * (int(names.max()) + 1) + names, return_inverse=True)
+        write(m, lanes, _ballot(m.lane[threads], equal, np.ones(len(threads), bool)))
 
     return run
 
@@ -191,13 +200,14 @@ def _match(decoder: Decoder, instruction: Instruction) -> Run:
 def _elect(decoder: Decoder, instruction: Instruction) -> Run:
     require(instruction, "sync")
     chosen, flag = (decoder.target(name) for name in instruction.operands[0].split("|"))
+    mask = decoder.source(instruction.operands[1], TYPES["u32"])
 
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
-        first = np.diff(m.warp[threads], prepend=-1) != 0
-        leaders = np.repeat(m.lane[threads][first], np.diff(np.append(np.nonzero(first)[0], len(threads))))
-        chosen(m, lanes, leaders.astype(np.uint32))
-        flag(m, lanes, first)
+        groups = _groups(m, threads, mask(m, lanes), instruction)
+        _, leaders = np.unique(groups, return_index=True)
+        chosen(m, lanes, m.lane[threads][leaders][groups].astype(np.uint32))
+        flag(m, lanes, leaders[groups] == np.arange(len(threads)))
 
     return run
 
@@ -210,8 +220,10 @@ def _warp_barrier(decoder: Decoder, instruction: Instruction) -> Run:
 
     def run(m, lanes: Lanes) -> None:
         threads = m.threads(lanes)
-        _check_mask(m, threads, mask(m, lanes), instruction)
-        m.sync.warp_barrier(threads, m.time)
+        masks = np.broadcast_to(np.asarray(mask(m, lanes)), threads.shape)
+        _check_mask(m, threads, masks, instruction)
+        for one in np.unique(masks).tolist():
+            m.sync.warp_barrier(one, threads[masks == one], m.time)
 
     return run
 

@@ -66,9 +66,9 @@ class Order:
     def begin_batch(self, first_block: int, n_blocks: int) -> None:
         """Start a batch of blocks; accesses of earlier batches keep their threads' global numbers."""
         self.base = first_block * self.n_threads
-        size = n_blocks * self.n_threads
-        self.barrier_time = {number: np.full(size, -1, np.int32) for number in self.barrier_ids}
-        self.warp_time = np.full(size, -1, np.int32)
+        self.size = n_blocks * self.n_threads
+        self.barrier_time = {number: np.full(self.size, -1, np.int32) for number in self.barrier_ids}
+        self.warp_time: dict[int, np.ndarray] = {}  # by member mask: lanes that meet under one meet no others
         self.of_thread: dict[int, Knowledge] = {}  # effective, by global thread
         self.of_block: dict[int, Knowledge] = {}  # effective for every thread of the block
         self.pending: dict[int, Knowledge] = {}  # read by a relaxed operation of a thread, waiting for its fence
@@ -89,8 +89,11 @@ class Order:
             if thread in self.pending:
                 self.block_pending.setdefault(block, Knowledge()).learn(self.pending[thread])
 
-    def warp_barrier(self, threads: np.ndarray, time: int) -> None:
-        self.warp_time[threads] = time
+    def warp_barrier(self, mask: int, threads: np.ndarray, time: int) -> None:
+        """The given threads have met those of their warp that name the same lanes."""
+        if mask not in self.warp_time:
+            self.warp_time[mask] = np.full(self.size, -1, np.int32)
+        self.warp_time[mask][threads] = time
 
     def fence(self, threads: np.ndarray, time: int) -> None:
         """A fence of device scope or wider."""
@@ -146,7 +149,8 @@ class Order:
             for times in self.barrier_time.values():
                 met |= (times[theirs] > when) & (times[ours] > when)
             same_warp = (theirs % self.n_threads) // 32 == (ours % self.n_threads) // 32
-            met |= same_warp & (self.warp_time[theirs] > when) & (self.warp_time[ours] > when)
+            for times in self.warp_time.values():
+                met |= same_warp & (times[theirs] > when) & (times[ours] > when)
             result[local] = met
         if self.cross_block:
             for index in np.nonzero(~result)[0].tolist():

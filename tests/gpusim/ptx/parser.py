@@ -164,10 +164,19 @@ def _parameter(match: re.Match[str]) -> Variable:
     return Variable(match["name"], kind, count, int(match["align"] or kind.size))
 
 
+def _bits(text: str, name: str) -> int:
+    """Return an initial value as an integer: ``-3``, ``0x1fU``, or the bits of ``0f3FC00000`` and ``0d...``."""
+    if re.fullmatch(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}", text):
+        return int(text[2:], 16)
+    if re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?", text):
+        return int(text.rstrip("U"), 0)
+    raise ParseError(f"the variable {name} begins as {text!r}: numbers are known, addresses and expressions are not")
+
+
 def _variable(match: re.Match[str]) -> tuple[str, Variable]:
     kind = TYPES[match["type"]]
     dynamic = match["array"] is not None and not match["count"] and not match["initial"]
-    initial = tuple(int(value, 0) for value in re.findall(r"-?(?:0[xX][0-9a-fA-F]+|\d+)", match["initial"] or ""))
+    initial = tuple(_bits(text, match["name"]) for text in split_operands((match["initial"] or "").strip("{} \n")))
     count = 0 if dynamic else int(match["count"] or max(1, len(initial)))
     align = int(match["align"] or kind.size)
     return match["space"], Variable(match["name"], kind, count, align, initial, dynamic)
@@ -247,7 +256,7 @@ class _BodyReader:
             space, declared = _variable(variable)
             where = {"shared": self.kernel.shared, "local": self.kernel.local}.get(space, self.kernel.global_)
             where[declared.name] = declared
-        elif not statement.startswith(".pragma"):
+        elif not statement.startswith((".pragma", ".param")):  # .param: of a call, which no opcode is known for
             raise ParseError(f"kernel {self.kernel.name}: unknown directive {statement!r}")
 
     def _instruction(self, statement: str, line: int) -> Instruction:

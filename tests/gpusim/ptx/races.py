@@ -67,6 +67,11 @@ class Shadow:
         self.writer[cells] = _pack(mine, time, strength)
         return race
 
+    def written_by(self, cells: np.ndarray) -> int | None:
+        """Return a thread that has written one of the cells, or None."""
+        records = self.writer[cells]
+        return int(_thread(records[records != 0])[0]) if records.any() else None
+
     def _warp(self, threads: np.ndarray) -> np.ndarray:
         if self.n_threads % 32 == 0:
             return threads >> 5
