@@ -1,4 +1,4 @@
-"""Command line: ``balanced-rep doctor``, ``demo``, ``convert``."""
+"""Command line: ``balanced-rep doctor``, ``demo``, ``table1``, ``convert``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from balanced_rep.commands.convert import convert
+from balanced_rep.commands.table1 import table1
 from balanced_rep.demo._command import demo
 
 __all__ = ["app", "main"]
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(table1)
 app.command()(convert)
 
 

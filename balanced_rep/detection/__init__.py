@@ -8,10 +8,12 @@ from balanced_rep.detection._jacobian import FLIPD, JacobianNorm, JacobianRank
 from balanced_rep.detection._nearest import GenerationDensity, NearestReference, tiled_distance
 from balanced_rep.detection._representation import RepresentationStd
 from balanced_rep.detection._score import Batch, Score, Scores, get, names, register
+from balanced_rep.detection._table1 import PAPER_TABLE_1, Row, Table1, table1
 from balanced_rep.detection._threshold import Threshold, least_calibration_size, threshold
 
 __all__ = [
     "FLIPD",
+    "PAPER_TABLE_1",
     "Batch",
     "Calibration",
     "Comparison",
@@ -28,9 +30,11 @@ __all__ = [
     "NoiseDifference",
     "RateAt",
     "RepresentationStd",
+    "Row",
     "Score",
     "Scores",
     "Sharpness",
+    "Table1",
     "Threshold",
     "calibrate",
     "compare",
@@ -39,6 +43,7 @@ __all__ = [
     "least_calibration_size",
     "names",
     "register",
+    "table1",
     "threshold",
     "tiled_distance",
 ]

@@ -273,34 +273,9 @@ def test_a_network_saved_and_loaded(kind: str, models, tmp_path: Path) -> None:
     assert list(D.parameters())[-1].dtype == torch.float64
 
 
-def save_pipeline(folder: Path) -> None:
-    """A Stable Diffusion folder with a text encoder and a tokenizer of a few words."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "l": 2, "o": 3, "w": 4, "lo": 5, "low</w>": 6, "w</w>": 7}
-    (folder / "words").mkdir(parents=True)
-    (folder / "words" / "vocab.json").write_text(json.dumps(words))
-    (folder / "words" / "merges.txt").write_text("#version: 0.2\nl o\nlo w</w>\n")
-    tokenizer = CLIPTokenizer(str(folder / "words" / "vocab.json"), str(folder / "words" / "merges.txt"))
-    tokenizer.model_max_length = 7
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
-                max_position_embeddings=7, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-            )
-        )  # fmt: skip
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=networks.vae(), text_encoder=encoder, tokenizer=tokenizer, unet=network("sd"), scheduler=scheduler("sd"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "model", safe_serialization=True)
-
-
 @torch.no_grad()
 def test_a_whole_pipeline_saved_and_loaded(tmp_path: Path) -> None:
-    save_pipeline(tmp_path)
+    networks.save_pipeline(tmp_path)
     folder = tmp_path / "model"
     D = load(folder)
     assert D.vae is not None
