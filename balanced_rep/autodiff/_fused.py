@@ -22,7 +22,7 @@ from balanced_rep.ops.norm_jvp import GROUP_NORM_JVP, SOFTMAX_JVP
 
 __all__ = [
     "Result", "activation", "attention", "channels_last", "contiguous_strides", "gated", "group_norm", "is_tracing",
-    "joined", "row_norm", "scaled", "softmax", "strides", "summed", "summed_product",
+    "joined", "plainly_channels_last", "row_norm", "scaled", "softmax", "strides", "summed", "summed_product",
 ]  # fmt: skip
 
 Result = Tensor | tuple[Tensor, Tensor]
@@ -37,6 +37,12 @@ def is_tracing() -> bool:
 def channels_last(s: Tensor) -> bool:
     """Whether the slots ``(B, C, ...)`` of a stack have their channels innermost in memory, and nothing between."""
     return s.dim() > 3 and s.stride(2) == 1 and not s.is_contiguous() and s.movedim(2, -1).is_contiguous()
+
+
+def plainly_channels_last(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` in channels last with the strides by which torch knows it: those of a batch of one are free."""
+    inner = x.permute(0, 2, 3, 1)
+    return inner.view(inner.shape).permute(0, 3, 1, 2)
 
 
 def _layout(x: Tensor, dx: Tensor) -> str:

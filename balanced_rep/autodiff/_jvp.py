@@ -260,7 +260,10 @@ def one_pass(
     session.n_slots = 1 + n
     session.tape = None if tape is None else tape.run()
     result = run(f, inputs.stacked(part), kwargs, session)
-    if session.tape is not None:
+    if session.tape is not None and not session.tape.finish():
+        assert tape is not None
+        session.tape = tape.run()
+        result = run(f, inputs.stacked(part), kwargs, session)
         session.tape.finish()
     value, t, tensors, moving = split_output(result, n, contiguous=session.channels_last)
     if not tensors:

@@ -5,7 +5,7 @@ The bias, and any constant, goes to slot 0 alone. Where both factors carry tange
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, primal, slot_dim, slots
+from balanced_rep.autodiff._fused import plainly_channels_last
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._products import linear
 from balanced_rep.autodiff._registry import RULES, Rule, rule
@@ -42,13 +43,15 @@ def _works_apart(bias: Any) -> bool:
     return session is not None and not is_dual(bias) and (session.tangent_dtype or session.tape) is not None
 
 
-def _apart(name: str, x: Dual, weight: Tensor, bias: Tensor | None, f: Callable[..., Tensor]) -> Dual:
+def _apart(
+    name: str, x: Dual, weight: Tensor, bias: Tensor | None, f: Callable[..., Tensor], options: Hashable = ()
+) -> Dual:
     """A linear layer on a primal, which may be known from an earlier run, and on tangents in their own dtype."""
     session = current()
     assert session is not None
     value, tangents = x.parts
     primal_of = partial(f, value, weight, bias)
-    y = primal_of() if session.tape is None else session.tape.kept(name, primal_of)
+    y = primal_of() if session.tape is None else session.tape.kept(name, value, weight, bias, options, primal_of)
     dtype = session.tangent_dtype or tangents.dtype
     return Dual.later(Apart(y, f(tangents.to(dtype), session.cast(weight, dtype), None)))
 
@@ -90,7 +93,8 @@ def _convolution(name: str, spatial: int) -> None:
         last = _channels_last(input, spatial)
 
         def on(rows: Tensor, weight: Tensor = weight, bias: Tensor | None = None) -> Tensor:
-            rows = rows.contiguous(memory_format=torch.channels_last) if last and rows.dim() == 4 else rows
+            if last and rows.dim() == 4:
+                rows = plainly_channels_last(rows.contiguous(memory_format=torch.channels_last))
             return conv(rows, weight, bias, *args, **kwargs)
 
         def on_tangents_too(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,7 +103,7 @@ def _convolution(name: str, spatial: int) -> None:
             return on(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])
 
         if _works_apart(bias) and input.dim() == spatial + 2:
-            return _apart(name, input, weight, bias, on_tangents_too)
+            return _apart(name, input, weight, bias, on_tangents_too, str((args, kwargs)))
         y = on_rows(on, input, spatial + 2)
         return Dual(_add_bias(y.stack, bias, spatial))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, lift, primal, slot_dim, slots
-from balanced_rep.autodiff._fused import channels_last
+from balanced_rep.autodiff._fused import channels_last, plainly_channels_last
 from balanced_rep.autodiff._inplace import writable
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._registry import RULES, Rule, rule
@@ -106,11 +106,11 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0, **kwargs: int) -> Dual:
     if all(is_dual(x) for x in kept):
         if any(x.is_apart for x in kept) and d > 1:  # pyright: ignore[reportAttributeAccessIssue]
             values, tangents = zip(*(x.parts for x in kept), strict=True)  # pyright: ignore[reportAttributeAccessIssue]
-            t = torch.cat([x.flatten(0, 1) for x in tangents], d - 1).unflatten(0, tangents[0].shape[:2])
+            t = torch.cat([_rows(x) for x in tangents], d - 1).unflatten(0, tangents[0].shape[:2])
             return Dual.later(Apart(torch.cat(values, d - 1), t))
         stacks = _joined(kept)
         if d > 1 and channels_last(stacks[0]):  # torch knows the layout of four dims
-            rows = torch.cat([s.flatten(0, 1) for s in stacks], d - 1)
+            rows = torch.cat([_rows(s) for s in stacks], d - 1)
             return Dual(rows.unflatten(0, stacks[0].shape[:2]))
         return Dual(torch.cat(stacks, d))
     # Zeros of the tensors without tangents are written once, into the result.
@@ -124,6 +124,12 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0, **kwargs: int) -> Dual:
         part.copy_(x.stack[1:]) if isinstance(x, Dual) else part.zero_()
         at += x.shape[d - 1]
     return Dual(y)
+
+
+def _rows(s: Tensor) -> Tensor:
+    """(slots, B, ...) as (slots B, ...), in the same layout."""
+    rows = s.flatten(0, 1)
+    return plainly_channels_last(rows) if channels_last(s) and rows.dim() == 4 else rows
 
 
 @rule("stack", kind="structure", formula=SAME)

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.autodiff._fallback import differentiable
+from balanced_rep.autodiff._jvp import products
+from balanced_rep.autodiff._memory import available_bytes
 from balanced_rep.autodiff._run import capture
+from balanced_rep.autodiff._tape import Tape
 from balanced_rep.linalg._probes import Estimate, Probe, RunningMean, probes
 
 __all__ = ["JacobianOperator"]
@@ -27,8 +30,9 @@ class JacobianOperator:
     dimension included. With ``batch=True`` the first dim of ``x`` and of ``f(x)`` are samples that ``f`` treats apart,
     and ``J`` is a stack ``(batch, m, n)`` of their Jacobians; one pass serves all samples.
 
-    Each product with J runs the primal again together with the tangents: nothing is kept between products. ``J @ V``
-    costs about 1 + k forward passes for k columns, ``J.T @ U`` one forward and k backward passes.
+    ``J @ V`` costs about 1 + k forward passes for k columns, ``J.T @ U`` one forward and k backward passes. The first
+    product keeps what linear layers and convolutions make of the primal, if that takes no more than an eighth of the
+    free memory, so that further products cost about k passes; ``repr`` says what is kept.
 
     Args:
         f: Function or module of one tensor, in evaluation mode; returns a floating-point tensor.
@@ -37,6 +41,9 @@ class JacobianOperator:
         output: Name of a module inside ``f`` whose output is taken.
         chunk_size: Columns per pass, as in :func:`balanced_rep.autodiff.jvp`.
         strict: Refuse functions without a multi-tangent rule.
+        tangent_dtype: Lower precision for tangents of products with J, as in :func:`balanced_rep.autodiff.jvp`.
+        reuse: Keep primal results between products. What they were computed from is compared at each product; where
+            it has changed, as after a step of training, they are computed and kept again.
         kwargs: Keyword arguments of ``f``.
 
     Raises:
@@ -60,12 +67,17 @@ class JacobianOperator:
         output: str | None = None,
         chunk_size: int | Literal["auto"] | None = "auto",
         strict: bool = False,
+        tangent_dtype: torch.dtype | None = None,
+        reuse: bool = True,
         kwargs: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"JacobianOperator: x is {getattr(x, 'dtype', type(x).__name__)}; floating point is needed")
         self._f, self._x, self._output, self._kwargs = f, x.detach(), output, kwargs or {}
-        self._options = {"chunk_size": chunk_size, "strict": strict, "output": output, "kwargs": self._kwargs}
+        self._options = {
+            "chunk_size": chunk_size, "strict": strict, "output": output, "tangent_dtype": tangent_dtype,
+            "kwargs": self._kwargs,
+        }  # fmt: skip
         y, _ = jvp(f, self._x, self._x.new_zeros((0, *x.shape)), **self._options)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             raise TypeError(
@@ -78,11 +90,15 @@ class JacobianOperator:
             )
         self._batch = batch
         self._y_shape, self.dtype, self.device = y.shape, y.dtype, y.device
+        free = available_bytes(y.device)
+        self._tape = Tape(None if free is None else free // 8) if reuse else None
         lead = x.shape[:1] if batch else torch.Size()
         self.shape = (*lead, *(math.prod(s[len(lead) :]) for s in (y.shape, x.shape)))
 
     def __repr__(self) -> str:
-        return f"JacobianOperator(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+        kept = 0 if self._tape is None else self._tape.nbytes
+        keeps = f", keeps {kept / 1e6:.3g} MB of the primal" if kept else ""
+        return f"JacobianOperator(shape={self.shape}, dtype={self.dtype}, device={self.device}{keeps})"
 
     @property
     def batch(self) -> bool:
@@ -137,7 +153,8 @@ class JacobianOperator:
     def _forward(self, rows: Tensor) -> Tensor:
         """(k, [batch,] n) -> (k, [batch,] m)."""
         k = rows.shape[0]
-        _, t = jvp(self._f, self._x, rows.to(self._x.dtype).reshape(k, *self._x.shape), **self._options)
+        tangents = rows.to(self._x.dtype).reshape(k, *self._x.shape)
+        _, t = products(self._f, self._x, tangents, self._tape, **self._options)
         return t.reshape(k, *self.shape[:-1])
 
     def _reverse(self, rows: Tensor) -> Tensor:
