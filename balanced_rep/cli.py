@@ -14,7 +14,7 @@ from balanced_rep.demo._command import demo
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Representation statistics of diffusion backbones: fast kernels, and what they tell about memorization.",
+    help="Jacobians, spectra and representation statistics of diffusion models, and what they tell about memorization.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
