@@ -1,7 +1,7 @@
 """Compiles a ``.cu`` file at run time and launches its kernels: the one place that touches cupy and the device.
 
-Kernels are C++ templates, named by an expression, so that NVRTC compiles what is used. cupy keeps what it has compiled
-in ``~/.cupy/kernel_cache`` across processes; here a loaded kernel is kept per device.
+Kernels are C++ templates, named by an expression, so that NVRTC compiles what is used. What is compiled is kept across
+processes, see :mod:`balanced_rep.kernels._nvrtc`; here a loaded kernel is kept per device.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from balanced_rep.kernels._nvrtc import CompileError, cached, target_of
 from balanced_rep.ops._registry import BackendError
 
-__all__ = ["COMPILE_OPTIONS", "CupyDriver", "Kernel", "Launcher", "no_compiler", "pack", "read_source"]
+__all__ = ["CupyDriver", "Kernel", "Launcher", "no_compiler", "pack", "read_source"]
 
 _INCLUDE = re.compile(r'^#include "(?P<file>[^"]+)"\n', re.MULTILINE)
-COMPILE_OPTIONS = ("-std=c++17",)  # cupy adds the architecture: that of the device, as a cubin where NVRTC knows it
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,15 @@ def pack(kernel: Kernel, args: tuple[Tensor | np.generic, ...]) -> list[np.ndarr
     return packed
 
 
+class _Stream(NamedTuple):
+    """A stream of torch as others see it: the CUDA stream protocol, which torch itself has from 2.10 on."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
 class CupyDriver:
     """cupy on torch's device, memory and current stream."""
 
@@ -128,11 +137,10 @@ class CupyDriver:
         """Compiles the kernel for the device, or finds it compiled, and loads it there."""
         import cupy
 
+        target = target_of(torch.cuda.get_device_capability(device))
+        compiled = cached(read_source(kernel.file), kernel.file, kernel.expression, target)
         with torch.cuda.device(device):
-            module = cupy.RawModule(
-                code=read_source(kernel.file), options=COMPILE_OPTIONS, name_expressions=(kernel.expression,)
-            )
-            return module.get_function(kernel.expression).kernel
+            return cupy.RawModule(path=str(compiled.path)).get_function(compiled.symbol).kernel
 
     def launch(
         self, function: Any, kernel: Kernel, blocks: int, threads: int, args: tuple[Any, ...], device: torch.device
@@ -141,7 +149,7 @@ class CupyDriver:
         import cupy
 
         with torch.cuda.device(device):
-            stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+            stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(device).cuda_stream))
             function((blocks,), (threads,), tuple(pack(kernel, args)), 0, stream)
 
     def stream_key(self, device: torch.device) -> Hashable | None:
@@ -200,7 +208,7 @@ def _explained(kernel: Kernel, error: Exception) -> BackendError:
     """The same answer every time, with the cause that was met first."""
     if isinstance(error, ImportError):
         hint = "the extras [cuda12] and [cuda13] install cupy and NVRTC"
-    elif type(error).__name__ == "CompileException":
+    elif isinstance(error, CompileError):
         hint = "NVRTC refuses the source"
     else:
         hint = "NVRTC must be installed (extras [cuda12], [cuda13]) and fit the driver (`balanced-rep doctor`)"

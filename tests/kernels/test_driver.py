@@ -1,12 +1,14 @@
 """Everything between a launcher and the device: sources, arguments, loading, tickets."""
 
+import contextlib
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from balanced_rep.kernels import _driver, _moments_plan, _supports, cuda
+from balanced_rep.kernels import _driver, _moments_plan, _nvrtc, _supports, cuda
 from balanced_rep.kernels._driver import Kernel, Launcher, pack, read_source
 from balanced_rep.ops._registry import BackendError
 from tests.gpusim.cases import ARCHITECTURES
@@ -102,15 +104,11 @@ def test_kernels_are_loaded_once_per_device():
     assert loads == [(names[0], CPU), (names[1], CPU), (names[0], other)]
 
 
-class CompileException(Exception):
-    """Named like cupy's."""
-
-
 @pytest.mark.parametrize(
     ("error", "hint"),
     [
         (ModuleNotFoundError("No module named 'cupy'"), r"extras \[cuda12\] and \[cuda13\].*No module named 'cupy'"),
-        (CompileException("moments.cu(3): error: expected a ;"), r"NVRTC refuses.*expected a ;"),
+        (_nvrtc.CompileError("moments.cu(3): error: expected a ;"), r"NVRTC refuses.*expected a ;"),
         (RuntimeError("libnvrtc.so.13 not found"), r"NVRTC must be installed.*libnvrtc.so.13 not found"),
     ],
 )
@@ -167,19 +165,126 @@ def test_sources_of_an_uninstalled_package(monkeypatch):
     assert read_source("philox.cu") == want
 
 
-@pytest.mark.skipif(nvrtc_missing() is not None, reason=str(nvrtc_missing()))
+needs_nvrtc = pytest.mark.skipif(nvrtc_missing() is not None, reason=str(nvrtc_missing()))
+
+
+@needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids="sm_{}".format)
-def test_what_the_driver_hands_over_compiles(arch):
-    """The very text, options and name that cupy would get, through cupy's binding of NVRTC, to a cubin."""
-    from cupy_backends.cuda.libs import nvrtc
+def test_what_a_device_gets_compiles(arch):
+    for kernel in (ROWS.kernel, cuda.PHILOX_NORMAL):
+        target = _nvrtc.target_of(divmod(arch, 10))
+        assert target == f"sm_{arch}"
+        code, symbol = _nvrtc.compile_source(read_source(kernel.file), kernel.file, kernel.expression, target)
+        assert code.startswith(b"\x7fELF")
+        assert symbol.encode() in code
+
+
+@needs_nvrtc
+def test_what_a_device_gets_is_what_the_executor_runs():
+    """The same instructions; in particular none that flushes subnormal numbers to zero."""
+    from tests.gpusim import ptx
+    from tests.gpusim.simulated import CSRC
+    from tests.gpusim.toolchain import compile_cuda
 
     for kernel in (ROWS.kernel, cuda.PHILOX_NORMAL):
-        program = nvrtc.createProgram(read_source(kernel.file), kernel.file, (), ())
-        nvrtc.addNameExpression(program, kernel.expression)
-        nvrtc.compileProgram(
-            program, [f"-arch=sm_{arch}", "--device-as-default-execution-space", *_driver.COMPILE_OPTIONS]
+        code, symbol = _nvrtc.compile_source(read_source(kernel.file), kernel.file, kernel.expression, "compute_80")
+        given = ptx.parse(code.rstrip(b"\0").decode())[symbol]
+        tested = ptx.parse(compile_cuda(CSRC / kernel.file, [kernel.expression], "compute_80").ptx)[symbol]
+        assert [step.text for step in given.code] == [step.text for step in tested.code]
+        assert not [step.text for step in given.code if "ftz" in step.modifiers]
+
+
+@needs_nvrtc
+def test_devices_that_the_compiler_does_not_know(monkeypatch):
+    from cupy_backends.cuda.libs import nvrtc
+
+    monkeypatch.setattr(nvrtc, "getSupportedArchs", lambda: [75, 80, 90])
+    targets = [_nvrtc.target_of(capability) for capability in ((8, 0), (8, 6), (12, 0), (7, 0))]
+    assert targets == ["sm_80", "compute_80", "compute_90", "compute_75"]
+    code, _ = _nvrtc.compile_source(read_source("philox.cu"), "philox.cu", cuda.PHILOX_BITS.expression, "compute_80")
+    assert b".target sm_80" in code
+
+
+@needs_nvrtc
+def test_a_source_that_does_not_compile_is_quoted():
+    with pytest.raises(_nvrtc.CompileError, match=r'wrong.cu.*identifier "undeclared" is undefined'):
+        _nvrtc.compile_source("__global__ void k() { undeclared(); }", "wrong.cu", "k", "sm_80")
+
+
+class Device:
+    """What CupyDriver needs of cupy's device side and of torch.cuda, on a machine without a device."""
+
+    def __init__(self, monkeypatch, folder):
+        import cupy
+
+        self.guards, self.loaded, self.launched, self.current = [], [], [], None
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
+        monkeypatch.setattr(cupy, "RawModule", self.module)
+        monkeypatch.setattr(torch.cuda, "device", self.guard)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(
+            torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1000 + device.index)
         )
-        assert nvrtc.getLoweredName(program, kernel.expression).encode() in nvrtc.getCUBIN(program)
+
+    @contextlib.contextmanager
+    def guard(self, device):
+        self.current = device
+        yield
+        self.current = None
+
+    def module(self, *, path):
+        assert self.current is not None
+        self.loaded.append(path)
+
+        def launch(grid, block, args, shared, stream):
+            self.launched.append((grid, block, args, shared, stream, self.current))
+
+        def get_function(symbol):
+            assert symbol.encode() in open(path, "rb").read()
+            return SimpleNamespace(kernel=launch)
+
+        return SimpleNamespace(get_function=get_function)
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    pytest.importorskip("cupy")
+    return Device(monkeypatch, tmp_path / "cache")
+
+
+@needs_nvrtc
+def test_a_launch_reaches_its_device_and_stream(device):
+    launch = Launcher(_driver.CupyDriver())
+    items, out = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 8)
+    sizes = (np.int64(3), np.int64(1), np.int64(7), np.int64(8))
+    for index in (0, 1, 0):
+        launch(cuda.PHILOX_NORMAL, 5, 256, (items, out, *sizes), torch.device("cuda", index))
+    assert len(device.loaded) == 2  # once per device, of one file
+    assert len(set(device.loaded)) == 1
+    for (grid, block, args, shared, stream, guarded), index in zip(device.launched, (0, 1, 0), strict=True):
+        assert (grid, block, shared) == ((5,), (256,), 0)
+        assert [int(arg[0]) for arg in args] == [items.data_ptr(), out.data_ptr(), 3, 1, 7, 8]
+        assert stream.ptr == 1000 + index
+        assert guarded == torch.device("cuda", index)
+
+
+@needs_nvrtc
+def test_what_is_compiled_is_found_by_the_next_process(device, monkeypatch, tmp_path):
+    first = _driver.CupyDriver().load(cuda.PHILOX_BITS, torch.device("cuda", 0))
+    monkeypatch.setattr(_nvrtc, "compile_source", lambda *_: pytest.fail("compiled again"))
+    assert first is not None
+    _driver.CupyDriver().load(cuda.PHILOX_BITS, torch.device("cuda", 1))
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".cubin", ".symbol"]
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        _driver.CupyDriver().load(cuda.PHILOX_NORMAL, torch.device("cuda", 0))
+
+
+@needs_nvrtc
+def test_a_cache_that_cannot_be_written_is_done_without(device, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
+    _driver.CupyDriver().load(cuda.PHILOX_BITS, torch.device("cuda", 0))
+    assert len(device.loaded) == 1
 
 
 class Streams(SimulatedCuda):
