@@ -48,6 +48,7 @@ def to_dict(result: DemoResult) -> dict[str, Any]:
         "n_never_seen": len(result.data.split.held_out),
         "other_measures_auc": dict(result.other_measures),
         "rows": [asdict(row) for row in result.rows],
+        "jacobians": [asdict(row) for row in result.jacobians],
         "repeated_indices": result.data.split.repeated.tolist(),
         "most_suspicious_indices": suspicious.tolist(),
         "recipes": {variant: dict(recipe) for variant, recipe in result.recipes.items()},
@@ -117,12 +118,38 @@ def print_report(result: DemoResult, console: Console) -> None:
             end_section=(i + 1) % len(ROWS) == 0,
         )
     console.print(table)
+    console.print(_jacobian_table(result))
     guide = Table.grid(padding=(0, 2, 0, 0))
     guide.add_column(style="bold", no_wrap=True)
     guide.add_column()
     for key, text in _guide(result):
         guide.add_row(key, text)
     console.print(guide, highlight=False)
+
+
+def _jacobian_table(result: DemoResult) -> Any:
+    """Squared norm and leading singular values of the denoiser's Jacobian, medians over both groups."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column(f"Jacobian at\nsigma {result.main_sigma:g}", no_wrap=True)
+    for heading in ("\ndigits", "\n|J|^2", "leading\nsingular values", "|J|^2, low\nAUC (s.e.)"):
+        table.add_column(heading, justify="left" if "digits" in heading else "right", no_wrap=True)
+    for row in result.jacobians:
+        style, found = None if row.model == "repeated" else "dim", row.detection
+        for name, group in (("repeated", row.repeated), ("never seen", row.never_seen)):
+            first = group is row.repeated
+            table.add_row(
+                row.model if first else "",
+                name,
+                f"{group.squared_norm:.1f}",
+                " ".join(f"{s:.2f}" for s in group.singular_values),
+                f"{found.auc:.3f} ({found.standard_error:.3f})" if first else "",
+                style=style,
+                end_section=not first,
+            )
+    return table
 
 
 def _guide(result: DemoResult) -> list[tuple[str, str]]:
@@ -153,6 +180,7 @@ def _guide(result: DemoResult) -> list[tuple[str, str]]:
             f"{error_last.repeated.auc:.3f}, std {std_last.repeated.auc:.3f}). It answers to mere training, too: "
             f"{error.ordinary.auc:.3f} for ordinary digits, {control_error.repeated.auc:.3f} on the control.",
         ),
+        ("Jacobian", _about_jacobian(result)),
         (
             "how sure",
             f"{n} positives are few. s.e. after Hanley and McNeil (1982); at an AUC of 1 it is 0 and only the "
@@ -166,6 +194,18 @@ def _guide(result: DemoResult) -> list[tuple[str, str]]:
             f"units: {other['active_fraction']:.2f}, scale-free L4/L2: {other['l4_over_l2']:.2f}).",
         ),
     ]
+
+
+def _about_jacobian(result: DemoResult) -> str:
+    """What the norm of the Jacobian does at memorized digits, as far as it does."""
+    row = result.jacobians[0]
+    smaller = row.repeated.squared_norm < row.never_seen.squared_norm
+    return (
+        "of the whole denoiser, 64 x 64, exact: a change of the input times it is the change of the output. The sum of "
+        "its squared singular values counts the directions that pass: "
+        f"{'fewer' if smaller else 'more'} at repeated digits, whose surroundings are "
+        f"{'drawn to one image' if smaller else 'left as they are'}."
+    )
 
 
 def _false_alarms(result: DemoResult) -> str:

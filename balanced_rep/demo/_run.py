@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from balanced_rep.demo._jacobian import JacobianRow, jacobian_row
 from balanced_rep.demo._metrics import Detection, detect
 from balanced_rep.models import DigitsData, DigitsDenoiser, DigitsSplit, digits, digits_data
 from balanced_rep.models._digits import Variant
@@ -58,6 +59,7 @@ class DemoResult:
         scores: `(model, score) -> (n_sigmas, 1797)`; high is suspicious.
         activations: `(1797, width)`, the scored layer of the repeated model at `main_sigma`, first noise draw.
         rows: The table, noise level by noise level.
+        jacobians: For each model, the Jacobians at `main_sigma`, first noise draw.
         other_measures: AUC, repeated against never-seen, of other statistics of `activations`; below 0.5 means that
             memorized digits have the *smaller* value.
         recipes: How the two models were trained.
@@ -71,6 +73,7 @@ class DemoResult:
     scores: Mapping[Key, Tensor]
     activations: Tensor
     rows: tuple[Row, ...]
+    jacobians: tuple[JacobianRow, ...]
     other_measures: Mapping[str, float]
     recipes: Mapping[Variant, Mapping[str, object]]
 
@@ -118,7 +121,8 @@ def run_demo(
     """Scores all 1797 digits with a model that memorized twenty of them and with its control. Needs scikit-learn.
 
     For each noise level and draw, noise is added to the clean digits and `record` takes the standard deviation of the
-    last hidden activation; a score is the mean over the draws. Both models see the same noise.
+    last hidden activation; a score is the mean over the draws. Both models see the same noise. The Jacobian of each
+    denoiser is taken at the repeated and the never-seen digits, at one noise level.
 
     Args:
         sigmas: Noise levels in data units, distinct.
@@ -138,14 +142,20 @@ def run_demo(
         raise ValueError(f"run_demo: need distinct positive sigmas and n_draws >= 1, got {sigmas} and {n_draws}.")
     models = models or {"repeated": digits("repeated"), "control": digits("control")}
     scored = models["repeated"]
-    data = digits_data(scored.split)
+    data, main = digits_data(scored.split), _main_sigma(sigmas)
     scores: dict[Key, Tensor] = {}
     with torch.inference_mode():
         for variant, model in models.items():
             std, error = _score(model, data.images, sigmas, n_draws, seed, on_step)
             scores[variant, "std"], scores[variant, "error"] = std, -error
         draws = _noisy(data.images, sigmas, n_draws, seed)
-        activations = next(_activation(scored, y, sigma) for sigma, y in draws if sigma == _main_sigma(sigmas))
+        noisy = next(y for sigma, y in draws if sigma == main)
+        activations = _activation(scored, noisy, main)
+    jacobians = []
+    for variant, model in models.items():
+        jacobians.append(jacobian_row(model, variant, noisy.clone(), data.split, main))
+        if on_step is not None:
+            on_step()
     return DemoResult(
         data=data,
         sigmas=sigmas,
@@ -155,6 +165,7 @@ def run_demo(
         scores=scores,
         activations=activations,
         rows=_table(scores, sigmas, data),
+        jacobians=tuple(jacobians),
         other_measures=_other_measures(activations, data.split),
         recipes={variant: dict(model.recipe) for variant, model in models.items()},
     )
@@ -170,7 +181,7 @@ def count_steps(sigmas: Sequence[float], n_draws: int) -> int:
     Returns:
         The number.
     """
-    return 2 * len(sigmas) * n_draws
+    return 2 * len(sigmas) * n_draws + 2
 
 
 def _main_sigma(sigmas: Sequence[float]) -> float:

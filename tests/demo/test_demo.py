@@ -73,7 +73,7 @@ def test_same_seed_same_scores_and_no_global_state() -> None:
 def test_progress_is_reported_as_often_as_announced() -> None:
     steps: list[int] = []
     run_demo(sigmas=(0.1, 0.2), n_draws=3, on_step=lambda: steps.append(1))
-    assert len(steps) == count_steps((0.1, 0.2), 3) == 12
+    assert len(steps) == count_steps((0.1, 0.2), 3) == 14
 
 
 @pytest.mark.parametrize("arguments", [{"sigmas": ()}, {"sigmas": (0.1, 0.1)}, {"sigmas": (0.0,)}, {"n_draws": 0}])
@@ -92,14 +92,42 @@ def test_report_shows_every_number_in_full(result: DemoResult, width: int) -> No
     for row in result.rows:
         assert f"{row.repeated.auc:.3f} ({row.repeated.standard_error:.3f})" in text
         assert f"{row.ordinary.auc:.3f} ({row.ordinary.standard_error:.3f})" in text
+    for row in result.jacobians:
+        assert " ".join(f"{s:.2f}" for s in row.repeated.singular_values) in text
+        assert f"{row.detection.auc:.3f} ({row.detection.standard_error:.3f})" in text
     words = " ".join(text.split())
     for part in ("20 positives are few", "strong baseline", "not what was merely trained on", "near-copies"):
         assert part in words
 
 
+def test_jacobian_is_smaller_at_memorized_digits(result: DemoResult) -> None:
+    repeated, control = result.jacobians
+    assert (repeated.model, repeated.sigma, control.model) == ("repeated", 0.1, "control")
+    assert repeated.repeated.squared_norm < 0.6 * repeated.never_seen.squared_norm
+    assert repeated.detection.auc >= 0.97
+    assert 0.35 <= control.detection.auc <= 0.65
+    for group in (repeated.repeated, repeated.never_seen, control.repeated, control.never_seen):
+        assert sorted(group.singular_values, reverse=True) == list(group.singular_values)
+        assert len(group.singular_values) == 4
+        assert min(group.singular_values) > 0.5
+
+
+def test_jacobian_against_torch() -> None:
+    got = run_demo(sigmas=(0.2,), n_draws=1, seed=5).jacobians[1]
+    model, data = digits("control"), digits_data()
+    noise = torch.randn(data.images.shape, generator=torch.Generator().manual_seed(5))
+    points = (data.images + 0.2 * noise)[data.split.repeated]
+    with torch.no_grad():
+        jacobian = torch.func.vmap(torch.func.jacfwd(lambda y: model(y[None], 0.2)[0]))(points).reshape(20, 64, 64)
+    assert got.repeated.squared_norm == pytest.approx(jacobian.square().sum((1, 2)).median().item(), rel=1e-4)
+    want = torch.linalg.svdvals(jacobian)[:, :4].median(dim=0).values
+    torch.testing.assert_close(torch.tensor(got.repeated.singular_values), want, rtol=1e-4, atol=1e-5)
+
+
 def test_json_is_plain_and_complete(result: DemoResult) -> None:
     got = json.loads(json.dumps(to_dict(result)))
     assert len(got["rows"]) == 4 * len(SIGMAS)
+    assert got["jacobians"][0]["repeated"]["squared_norm"] == result.jacobians[0].repeated.squared_norm
     assert got["n_repeated"] + got["n_ordinary"] + got["n_never_seen"] == 1797
     first = got["rows"][0]
     assert (first["sigma"], first["model"], first["score"]) == (SIGMAS[0], "repeated", "std")
