@@ -261,7 +261,9 @@ def pieces(width: int, dtype: torch.dtype) -> tuple[int, int]:
     return (whole // 2, rest) if split else (whole, 0)
 
 
-def choose_tiling(d: int, c: int, n_tangents: int, dtype: torch.dtype, *, crossing: bool) -> Tiling:
+def choose_tiling(
+    d: int, c: int, n_tangents: int, dtype: torch.dtype, *, crossing: bool, mixed: bool = False
+) -> Tiling:
     """Sizes that keep accumulators in registers on every architecture.
 
     Args:
@@ -270,6 +272,7 @@ def choose_tiling(d: int, c: int, n_tangents: int, dtype: torch.dtype, *, crossi
         n_tangents: K.
         dtype: Of the primal.
         crossing: Whether the queries alone have tangents.
+        mixed: Whether the tangents are in another dtype, so that operands are converted on the way.
 
     Returns:
         The sizes.
@@ -277,6 +280,8 @@ def choose_tiling(d: int, c: int, n_tangents: int, dtype: torch.dtype, *, crossi
     step = 32 if triton.cdiv(d, 32) * 2 == triton.cdiv(d, 16) else 16
     width = sum(pieces(c, dtype))
     if dtype == torch.float32:
+        if mixed and width == 64:  # 4 warps, or steps of 16, lack a register or two on some architectures
+            return Tiling(32, 16, 1, 8, 32)
         return Tiling(32 if width <= 128 else 16, 16, 1, 4 if width <= 64 else 8, step)
     if width <= 64:
         pair = n_tangents > 1 and (crossing or width <= 48)
@@ -335,7 +340,8 @@ def attention_jvp(
     kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
     seen = primals[0][..., :1] if mask is None else _as_readable(mask)
     seen = seen.expand(batch, heads, n, m if kind else 1)
-    tiling = choose_tiling(d, c, n_tangents, q.dtype, crossing=not (has_dk or has_dv))
+    mixed = dy.dtype != q.dtype
+    tiling = choose_tiling(d, c, n_tangents, q.dtype, crossing=not (has_dk or has_dv), mixed=mixed)
     unit = common_unit((*primals, *filled, y, dy))
     c0, c1 = pieces(c, q.dtype)
     programs = batch * heads * triton.cdiv(n, tiling.queries) * max(triton.cdiv(n_tangents, tiling.tangents), 1)

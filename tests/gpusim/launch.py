@@ -11,6 +11,9 @@ __all__ = ["Buffer", "Launch", "bf16_to_f32", "empty", "f32_to_bf16", "rows_with
 
 from .triton_interpreter import bf16_to_f32, f32_to_bf16
 
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)  # of a launch, along x, y and z
+MOST_THREADS = (1024, 1024, 64)  # of a block
+
 
 @dataclass
 class Buffer:
@@ -70,6 +73,10 @@ class Launch:
         args: :class:`Buffer` for pointers, numpy scalars (``np.int64(3)``) for the rest: the type is part of the call.
             A struct is a scalar of a structured dtype with ``align=True``.
         shared_bytes: Dynamic shared memory.
+
+    Raises:
+        ValueError: If no device would take the grid or the block.
+        TypeError: If an argument is neither a buffer nor a numpy scalar.
     """
 
     grid: Sequence[int]
@@ -78,6 +85,13 @@ class Launch:
     shared_bytes: int = 0
 
     def __post_init__(self) -> None:
+        for what, sizes, most in (("grid", self.grid, MOST_BLOCKS), ("block", self.block, MOST_THREADS)):
+            given = tuple(sizes) if isinstance(sizes, Sequence) else sizes
+            fits = isinstance(given, tuple) and 1 <= len(given) <= 3
+            if not fits or not all(1 <= size <= limit for size, limit in zip(given, most, strict=False)):
+                raise ValueError(f"the {what} is {given}: one to three sizes from 1 to {most}, as on a device")
+        if self.shared_bytes < 0:
+            raise ValueError(f"{self.shared_bytes} bytes of dynamic shared memory")
         for position, argument in enumerate(self.args):
             if not isinstance(argument, Buffer | np.generic):
                 raise TypeError(

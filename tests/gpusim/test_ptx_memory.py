@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from . import ptx
-from .launch import Buffer, empty
+from .launch import Buffer, Launch, empty
 from .ptx.counters import LruCache, count_sectors, count_wavefronts
 from .ptx_harness import run_body
 
@@ -689,7 +689,31 @@ def test_calls_are_checked_against_the_signature():
         ptx.pack_parameters(kernel, [np.uint64(0)])
     with pytest.raises(ptx.ExecutionError, match="argument 1 has 8 bytes"):
         ptx.pack_parameters(kernel, [np.uint64(0), np.int64(0)])
+    with pytest.raises(ptx.ExecutionError, match="argument 1 is float32, parameter b is u32"):
+        ptx.pack_parameters(kernel, [np.uint64(0), np.float32(0)])
     assert ptx.pack_parameters(kernel, [np.uint64(1), np.uint32(2)]) == bytes([1, *[0] * 7, 2, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared", "message"),
+    [
+        ((0,), (32,), 0, r"the grid is \(0,\)"),
+        (4, (32,), 0, "the grid is 4"),
+        ((1, 65536), (32,), 0, r"the grid is \(1, 65536\)"),
+        ((1,), (1, 1, 65), 0, r"the block is \(1, 1, 65\)"),
+        ((1,), (), 0, r"the block is \(\)"),
+        ((1,), (1,), -5, "-5 bytes of dynamic shared memory"),
+    ],
+)
+def test_launches_that_no_device_takes_are_refused(grid, block, shared, message):
+    with pytest.raises(ValueError, match=message):
+        Launch(grid, block, [], shared)
+
+
+def test_more_threads_than_the_executor_can_number():
+    kernel = ptx.parse(".version 8.0\n.target sm_80\n.entry t()\n{\nret;\n}")["t"]
+    with pytest.raises(ptx.ExecutionError, match="2147483647 blocks of 32 threads: fewer than 2147483647 threads"):
+        ptx.run(kernel, Launch((2**31 - 1,), (32,), []))
 
 
 def test_lanes_that_differ_by_rounding_are_ambiguous():

@@ -124,7 +124,9 @@ def _compile_one(request: dict) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(importlib.import_module(request["module"]), request["function"])
+    kernel = getattr(importlib.import_module(request["module"]), request["function"], None)
+    if kernel is None:
+        raise TritonCompileError(f"{request['module']} has no function {request['function']}")
     position = {name: index for index, name in enumerate(kernel.arg_names)}
     unknown = set(request["signature"]) | set(request["constants"])
     if unknown != set(position):

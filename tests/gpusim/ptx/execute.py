@@ -49,7 +49,7 @@ def pack_parameters(kernel: Kernel, values: Sequence[np.generic]) -> bytes:
     """Lay out scalars and pointers as the kernel's parameter space wants them.
 
     Raises:
-        ExecutionError: If their number or sizes differ from the kernel's parameters.
+        ExecutionError: If their number, sizes or, where the parameters say so, types differ from the kernel's.
     """
     if len(values) != len(kernel.parameters):
         raise ExecutionError(f"{kernel.name} takes {len(kernel.parameters)} arguments, got {len(values)}")
@@ -59,6 +59,11 @@ def pack_parameters(kernel: Kernel, values: Sequence[np.generic]) -> bytes:
             raise ExecutionError(
                 f"{kernel.name}: argument {position} has {value.nbytes} bytes ({value.dtype}), parameter "
                 f"{parameter.name} takes {parameter.nbytes}"
+            )
+        kind = parameter.type  # NVRTC names it; Triton calls everything bits
+        if kind.kind in "fus" and parameter.count == 1 and kind.is_float != (value.dtype.kind == "f"):
+            raise ExecutionError(
+                f"{kernel.name}: argument {position} is {value.dtype}, parameter {parameter.name} is {kind.name}"
             )
         packed += bytes(-len(packed) % parameter.align) + value.tobytes()
     return packed

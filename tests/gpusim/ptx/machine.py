@@ -27,6 +27,7 @@ __all__ = ["DEFAULTS", "Machine", "Options"]
 EVERYONE = slice(None)
 CONTROL = {"bra", "brx", "ret", "exit", "bar", "barrier"}
 BATCH_THREADS = 1 << 15
+MOST_THREADS = (1 << 31) - 1  # of a launch: the shadow memory numbers them with 31 bits
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Machine:
             raise ExecutionError(f"the kernel requires {self.kernel.required_threads} threads, got {self.n_threads}")
         if not 1 <= self.n_threads <= 1024:
             raise ExecutionError(f"a block has 1 to 1024 threads, got {self.n_threads}")
+        if n_blocks * self.n_threads >= MOST_THREADS:
+            raise ExecutionError(f"{n_blocks} blocks of {self.n_threads} threads: fewer than {MOST_THREADS} threads")
         if len(parameters) < self.decoder.parameter_bytes:
             raise ExecutionError(
                 f"{len(parameters)} bytes of parameters, the kernel takes {self.decoder.parameter_bytes}"
