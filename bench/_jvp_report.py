@@ -104,6 +104,8 @@ def times_table(rows: list[Row]) -> str:
 def accuracy_table(rows: list[Row]) -> str:
     """Largest relative error of a tangent, against float64."""
     found = pick(rows, section="accuracy")
+    if not found:
+        return report.NOTHING
     candidates = list(dict.fromkeys((r["dtype"], r["candidate"]) for r in found))
     lines = [f"| dtype | candidate | {' | '.join(MODELS.values())} |", "|---|---|" + "--:|" * len(MODELS)]
     for dtype, candidate in candidates:

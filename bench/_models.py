@@ -7,6 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+# Sizes of the real networks.
+SD14: dict[str, Any] = {
+    "size": 64,
+    "channels": (320, 640, 1280, 1280),
+    "cross_attention": 768,
+}  # 860 million parameters
+DIT_XL: dict[str, Any] = {"size": 32, "layers": 28, "heads": 16, "head_dim": 72}  # 750 million, images of 256 pixels
+
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every parameter values of a trained network's size, also those that are initialised to zero.
@@ -96,16 +104,6 @@ def dit(
         "return_dict": False,
     }
     return randomise(model), inputs
-
-
-def sd14_unet(batch: int = 1) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of Stable Diffusion 1.4, 860 million parameters, with random weights."""
-    return sd_unet(batch, size=64, channels=(320, 640, 1280, 1280), cross_attention=768)
-
-
-def dit_xl(batch: int = 1) -> tuple[nn.Module, dict[str, Any]]:
-    """DiT-XL/2 for images of 256 pixels, 750 million parameters, with random weights."""
-    return dit(batch, size=32, layers=28, heads=16, head_dim=72)
 
 
 def edm_unet(

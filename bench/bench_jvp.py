@@ -1,24 +1,27 @@
 """`jvp` on reduced diffusion backbones: K tangents against K + 1 forwards, and against what torch and JAX offer.
 
-    python bench/bench_jvp.py                    # times, memory, accuracy, results/jvp.csv
-    python bench/bench_jvp.py --models sd14 dit_xl --out bench/results/jvp_true_size.csv    # 24 GB of memory
+    python bench/bench_jvp.py                    # times, memory, accuracy: results/jvp.csv, about 12 minutes
+    python bench/bench_jvp.py --true-size        # results/jvp_true_size.csv, about 8 minutes and 16 GB of memory
     pytest bench --benchmark-only                # the same calls one by one, with pytest-benchmark
 
 Efficiency is E = (K + 1) T(forward) / T(jvp); beside it stands T(jvp) / T(one forward of batch (K + 1) B), in the
 memory layout and with the library for its linear layers in which that is fastest, both taken from medians of
 interleaved samples. The peers get the two things without which they fail on these models: attention without a fused
 kernel, and GroupNorm on contiguous memory. Peak memory is that of a process of its own, above what it held with the
-model loaded. Errors are those of the tangents, against float64.
+model loaded, at the largest K. Errors are those of the tangents, against float64. At true size each candidate runs
+once, in a process of its own that gives time and memory. JAX takes part where it is installed (`pip install jax`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,16 +42,18 @@ MODELS = {
     "dit": (_models.dit, "hidden_states"),
     "sd": (_models.sd_unet, "sample"),
     "edm": (_models.edm_unet, "sample"),
-    "sd14": (_models.sd14_unet, "sample"),
-    "dit_xl": (_models.dit_xl, "hidden_states"),
+    "sd14": (_models.sd_unet, "sample"),
+    "dit_xl": (_models.dit, "hidden_states"),
 }
-TRUE_SIZE = {"sd14": 4, "dit_xl": 16}  # with their K; the peers do not fit
+FULL = {"sd14": _models.SD14, "dit_xl": _models.DIT_XL}
+TRUE_SIZE = {"sd14": 4, "dit_xl": 16}  # with their K
 CONVOLUTIONAL = ("sd", "edm", "sd14")
 OURS, TOGETHER, LOOP, JAX = "jvp", "vmap(jvp)", "loop of torch.func.jvp", "jax.vmap(jax.jvp), jit"
 WIDE, WIDE_LAST, WIDE_SAME = "forward (K+1)B", "forward (K+1)B, channels_last", "forward (K+1)B, oneDNN linears"
 CANDIDATES = ("forward", WIDE, WIDE_LAST, WIDE_SAME, OURS, LOOP, TOGETHER, JAX)
 SMALL = {"dit": {"size": 8, "layers": 2, "heads": 2}, "sd": {"size": 8, "channels": (32, 32, 64, 64)},
          "edm": {"size": 8, "channels": (32, 64, 64)}}  # fmt: skip
+SMALL |= {"sd14": SMALL["sd"], "dit_xl": SMALL["dit"]}
 
 
 class _SameLinears(TorchFunctionMode):
@@ -69,7 +74,7 @@ class Case:
     ) -> None:
         self.name, self.k = name, n_tangents
         make, self.argument = MODELS[name]
-        sizes: dict[str, Any] = SMALL[name] if small else {}
+        sizes: dict[str, Any] = SMALL[name] if small else FULL.get(name, {})
         self.model, self.inputs = make(batch=batch, **sizes)
         self.make_last = lambda: make(batch=1, **sizes)[0].to(memory_format=torch.channels_last)
         x: Tensor = self.inputs.pop(self.argument)
@@ -114,18 +119,22 @@ class Case:
         """All products by `jvp`."""
         return jvp(self.f, self.x, self.tangents, chunk_size=None, strict=True, **options)[1]
 
-    def candidates(self) -> dict[str, Callable[[], Any]]:
-        """The calls to compare, those that make sense here; each returns tangents or an output."""
+    def candidates(self, only: str | None = None) -> dict[str, Callable[[], Any]]:
+        """The calls to compare, those that make sense here; each returns tangents or an output.
+
+        Args:
+            only: Prepare no other candidate that needs memory.
+
+        Returns:
+            Name to call.
+        """
         calls = {"forward": lambda: self.f(self.x), WIDE: lambda: self.model(**self.wide)[0]}
-        if self.name in CONVOLUTIONAL:
+        if self.name in CONVOLUTIONAL and only in (None, WIDE_LAST):
             calls[WIDE_LAST] = self.forward_last()
-        if _products.speeds(self.x.device).use_onednn:
+        if _products.speeds(self.x.device).use_onednn or only == WIDE_SAME:
             calls[WIDE_SAME] = self.forward_same
-        calls[OURS] = self.ours
-        if self.name in TRUE_SIZE:
-            return calls
-        calls |= {LOOP: self.one, TOGETHER: self.together}
-        if self.name == "dit" and importlib.util.find_spec("jax"):
+        calls |= {OURS: self.ours, LOOP: self.one, TOGETHER: self.together}
+        if self.name == "dit" and only in (None, JAX) and importlib.util.find_spec("jax"):
             import _jax_dit
 
             calls[JAX] = _jax_dit.products(self.model, self.inputs, self.x, self.tangents)
@@ -150,6 +159,30 @@ def measure(name: str, n_tangents: int, batch: int, budget: float, small: bool) 
             "over_wide_forward": common.significant(seconds / wide),
             "jvp_faster": common.significant(seconds / ours), "times": each,
             **timing.columns(),
+        })  # fmt: skip
+    return rows
+
+
+def measure_true_size(name: str, n_tangents: int, batch: int, small: bool) -> list[dict[str, Any]]:
+    """Rows of a model of true size and K: one call of each candidate."""
+    found = {}
+    for candidate in ("forward", WIDE, *([WIDE_LAST] if name in CONVOLUTIONAL else []), OURS):
+        found[candidate] = alone(name, n_tangents, batch, candidate, small)
+        print(f"{name}, K = {n_tangents}, {candidate}: {found[candidate]['seconds']:.3g} s", file=sys.stderr)
+    forward, ours = (found[candidate]["seconds"] for candidate in ("forward", OURS))
+    wide = min(one["seconds"] for candidate, one in found.items() if candidate.startswith(WIDE))
+    rows = []
+    for candidate, one in found.items():
+        ms = common.significant(1e3 * one["seconds"])
+        rows.append({
+            "section": "time", "model": name, "batch": batch, "n_tangents": n_tangents,
+            "threads": torch.get_num_threads(), "dtype": "float32", "candidate": candidate,
+            "efficiency": common.significant((n_tangents + 1) * forward / one["seconds"]),
+            "over_wide_forward": common.significant(one["seconds"] / wide),
+            "jvp_faster": common.significant(one["seconds"] / ours), "times": 1,
+            "samples": 1, "ms": ms, "ms_p20": ms, "ms_p80": ms, "ms_min": ms,
+            "cpu_ms": common.significant(1e3 * one["cpu_seconds"]),
+            "peak_mb": common.significant(one["peak_mb"], 3),
         })  # fmt: skip
     return rows
 
@@ -187,67 +220,75 @@ def _lower(case: Case) -> Tensor:
         _products.lower_precision = chosen
 
 
-def peak_of(name: str, n_tangents: int, batch: int, candidate: str, small: bool) -> float:
-    """MB that a call needs on top of a process that holds the model and inputs."""
-    command = [sys.executable, __file__, "--peak-of", candidate, "--models", name, "--tangents", str(n_tangents)]
+def alone(name: str, n_tangents: int, batch: int, candidate: str, small: bool) -> dict[str, float]:
+    """Seconds of a call, and MB that it needs on top of a process that holds the model and inputs."""
+    command = [sys.executable, __file__, "--alone", candidate, "--models", name, "--tangents", str(n_tangents)]
     command += ["--batch", str(batch), "--threads", str(torch.get_num_threads()), *(["--small"] if small else [])]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed buffers go back to the system
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(run.stdout.split()[-1])
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
-def _peak_here(name: str, n_tangents: int, batch: int, candidate: str, small: bool) -> float:
+def _alone_here(name: str, n_tangents: int, batch: int, candidate: str, small: bool) -> dict[str, float]:
     def status(key: str) -> float:
         found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
         return float(found[1]) / 1024 if found else 0.0
 
-    call = Case(name, n_tangents, batch, small=small).candidates()[candidate]
+    Case(name, 1, small=True).candidates(only=candidate)[candidate]()  # what is imported or set up at a first call
+    call = Case(name, n_tangents, batch, small=small).candidates(only=candidate)[candidate]
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    before = status("VmRSS")
+    before, wall, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
     call()
-    return max(status("VmHWM") - before, 0.0)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"seconds": wall, "cpu_seconds": cpu, "peak_mb": max(status("VmHWM") - before, 0.0)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, writes the CSV, prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     reduced = [name for name in MODELS if name not in TRUE_SIZE]
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=reduced, help="default: the reduced ones")
-    parser.add_argument(
-        "--tangents", type=int, nargs="+", help="values of K (default: 1 4 8 16; at true size 4 and 16)"
-    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: the reduced ones")
+    parser.add_argument("--true-size", action="store_true", help="SD 1.4 with K = 4 and DiT-XL/2 with K = 16 instead")
+    parser.add_argument("--tangents", type=int, nargs="+", help="values of K (default: 1 4 8 16; at true size one)")
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds per model and K (default: 60)")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds per model and K (default: 20)")
     parser.add_argument("--small", action="store_true", help="tiny models: does it run at all")
     parser.add_argument("--no-memory", action="store_true", help="no peak memory")
-    parser.add_argument("--peak-of", choices=CANDIDATES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "jvp.csv", help="the CSV to write")
+    parser.add_argument("--alone", choices=CANDIDATES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="the CSV to write (default: in bench/results/)")
     args = parser.parse_args(argv)
+    models = args.models or (list(TRUE_SIZE) if args.true_size else reduced)
+    args.out = args.out or common.RESULTS / ("jvp_true_size.csv" if args.true_size else "jvp.csv")
     with torch.no_grad(), common.threads(args.threads):
-        if args.peak_of:
-            assert args.tangents
-            print(_peak_here(args.models[0], args.tangents[0], args.batch, args.peak_of, args.small))
+        if args.alone:
+            print(json.dumps(_alone_here(models[0], args.tangents[0], args.batch, args.alone, args.small)))
             return 0
         rows = []
-        for name in args.models:
-            for k in args.tangents or ([TRUE_SIZE[name]] if name in TRUE_SIZE else [1, 4, 8, 16]):
+        for name in models:
+            if name in TRUE_SIZE:
+                for k in args.tangents or [TRUE_SIZE[name]]:
+                    rows += measure_true_size(name, k, args.batch, args.small)
+                continue
+            several = sorted(args.tangents or [1, 4, 8, 16])
+            for k in several:
                 new = measure(name, k, args.batch, args.budget, args.small)
-                for row in () if args.no_memory else new:
-                    peak = peak_of(name, k, args.batch, row["candidate"], args.small)
+                for row in new if k == several[-1] and not args.no_memory else ():
+                    peak = alone(name, k, args.batch, row["candidate"], args.small)["peak_mb"]
                     row["peak_mb"] = common.significant(peak, 3)
                 rows += new
-            if name not in TRUE_SIZE:
-                rows += accuracy(name, 4, args.small)
+                print(f"{name}, K = {k}: done", file=sys.stderr)
+            rows += accuracy(name, 4, args.small)
     common.write_csv(args.out, rows)
     read = _jvp_report.report.read(args.out)
-    print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}\n\n{_jvp_report.accuracy_table(read)}")
-    print(f"\n{_jvp_report.report.bars_table(_jvp_report.bars(read))}")
+    print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}")
+    if not args.true_size:
+        print(f"\n{_jvp_report.accuracy_table(read)}\n\n{_jvp_report.report.bars_table(_jvp_report.bars(read))}")
     return 0
 
 
 @pytest.mark.parametrize("candidate", ["forward", WIDE, OURS, LOOP, TOGETHER])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_jvp(benchmark: Any, name: str, candidate: str) -> None:
     with torch.no_grad(), common.threads(1):
         benchmark(Case(name, 2, small=True).candidates()[candidate])

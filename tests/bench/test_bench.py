@@ -169,3 +169,45 @@ def test_svd_peers_are_what_they_say(bench_path):
     best = bench.best_error(A, 6)
     for name, call in bench.peers(A, 6).items():
         assert -1e-6 < bench.excess(A, best, call()) < 0.05, name
+
+
+@needs_extension
+def test_jvp_bench_runs(bench_path, report, tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    bench, jvp_report = importlib.import_module("bench_jvp"), importlib.import_module("_jvp_report")
+    out = tmp_path / "jvp.csv"
+    arguments = ["--small", "--models", "dit", "--tangents", "4", "--budget", "0.01", "--threads", "1"]
+    assert bench.main([*arguments, "--no-memory", "--out", str(out)]) == 0
+    rows = report.read(out)
+    assert {row["n_tangents"] for row in report.pick(rows, section="time")} == {"4"}
+    assert {"jvp", "vmap(jvp)", "loop of torch.func.jvp"} < {row["candidate"] for row in rows}
+    bars = {bar.what: bar for bar in jvp_report.bars(rows)}
+    assert bars["error of the tangents over that of `torch.func.jvp`"].met
+    assert bars["error of float32 primals with bfloat16 tangents"].met
+    assert "| DiT-like | 4 | jvp |" in capsys.readouterr().out
+
+
+def test_jvp_bars_say_no(bench_path):
+    jvp_report = importlib.import_module("_jvp_report")
+    cell = {"section": "time", "model": "sd", "batch": "1", "n_tangents": "16", "threads": "2", "dtype": "float32"}
+    figures = {"jvp": ("1.26", "1", "100", "112"), "vmap(jvp)": ("5", "3.9", "390", "900"),
+               "forward (K+1)B": ("1", "0.8", "79", "100")}  # fmt: skip
+    rows = [
+        {**cell, "candidate": name, "over_wide_forward": over, "jvp_faster": faster, "ms": ms, "peak_mb": mb}
+        for name, (over, faster, ms, mb) in figures.items()
+    ]
+    bars = {bar.what: bar for bar in jvp_report.bars(rows)}
+    assert [bar.met for bar in bars.values()] == [False, False, False]
+    assert bars["SD-like, K >= 4: times as fast as the best peer"].figures["2"] == "3.9"
+    rows[0] |= {"over_wide_forward": "1.24", "peak_mb": "109"}
+    rows[1] |= {"jvp_faster": "4.1"}
+    assert all(bar.met for bar in jvp_report.bars(rows))
+
+
+def test_the_dit_in_jax_is_the_dit(bench_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("jax")
+    bench = importlib.import_module("bench_jvp")
+    with torch.no_grad():
+        calls = bench.Case("dit", 3, small=True).candidates()
+        torch.testing.assert_close(calls[bench.JAX](), calls[bench.TOGETHER](), rtol=1e-3, atol=1e-4)
