@@ -1,4 +1,4 @@
-"""Command line: ``balanced-rep doctor``, ``demo``, ``table1``, ``convert``."""
+"""Command line: ``balanced-rep doctor``, ``demo``, ``table1``, ``reproduce``, ``convert``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from balanced_rep.commands.convert import convert
+from balanced_rep.commands.reproduce import reproduce
 from balanced_rep.commands.table1 import table1
 from balanced_rep.demo._command import demo
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(table1)
+app.command()(reproduce)
 app.command()(convert)
 
 

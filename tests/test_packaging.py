@@ -27,7 +27,10 @@ checkout_only = pytest.mark.skipif(not IN_CHECKOUT, reason="looks at the reposit
 
 IMPORT_BUDGET_S = 0.060
 LAZY = ("triton", "cupy", "matplotlib", "sklearn", "scipy", "typer", "rich", "diffusers", "transformers", "safetensors")
-LAYERS = "kernels|ops|testing|autodiff|linalg stats|models|theory detection steering|audit|demo doctor|commands|cli"
+LAYERS = (
+    "kernels|ops|testing|autodiff|linalg stats|models|theory detection steering|audit|"
+    "demo doctor reproduce|commands|cli"
+)
 MAX_LINES = 420
 MAX_TEST_LINES = 800
 

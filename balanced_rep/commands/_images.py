@@ -84,9 +84,8 @@ def _read(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
     if picture.size != (width, height):
         if not resize:
             raise ValueError(
-                f"{path}: {picture.width} x {picture.height} pixels, and the model takes {width} x {height}; nothing "
-                f"is resized "
-                "unless you say --resize."
+                f"{path}: {picture.width} x {picture.height} pixels, and the model takes {width} x {height}; "
+                "nothing is resized unless you say --resize."
             )
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     import numpy as np

@@ -108,8 +108,8 @@ def _run_child(source: Path, work: Path, key: str) -> dict[str, Any]:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise ConversionError(
-            f"{source.name}: the process that read it ended with status {done.returncode}, most likely at a limit of "
-            "memory or time."
+            f"{source.name}: the process that read it ended with status {done.returncode}, most likely at a limit "
+            "of memory or time."
         ) from error
     if "error" in answer:
         raise ConversionError(f"{source.name}: {_printable(answer['error'])}")

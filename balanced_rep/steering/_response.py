@@ -53,6 +53,23 @@ class Response:
         """Share of the range in the largest step, `(n,)`: 1 / (S - 1) for a straight line, 1 for a threshold."""
         return self.values.diff(dim=0).abs().amax(dim=0) / self.range
 
+    def onset(self, share: float = 0.1) -> Tensor:
+        """Strength at which a curve reaches a share of its largest value, interpolated; late if there is a threshold.
+
+        Args:
+            share: Of the largest value, between 0 and 1.
+
+        Returns:
+            `(n,)`: `share` of the way for a straight line; NaN for a curve that never rises.
+        """
+        level = share * self.values.amax(dim=0)
+        above = self.values >= level
+        last = above.double().argmax(dim=0).clamp_min(1)
+        low, high = (self.values.gather(0, i[None])[0] for i in (last - 1, last))
+        a = self.strengths
+        found = a[last - 1] + (level - low) / (high - low) * (a[last] - a[last - 1])
+        return found.where(level > 0, torch.nan)
+
     @property
     def monotone(self) -> Tensor:
         """Share of the way that goes up, `(n,)`: 1 for a rising curve, 0 for a falling one."""

@@ -284,6 +284,9 @@ def test_measures_of_a_curve() -> None:
     torch.testing.assert_close(found.jump, torch.tensor([0.25, 1.0, 0.25], dtype=F64))
     torch.testing.assert_close(found.roughness, torch.tensor([0.0, 1.0, 0.0], dtype=F64))
     assert found.monotone.tolist() == [1.0, 1.0, 0.0]
+    torch.testing.assert_close(found.onset()[:2], torch.tensor([0.1, 0.525], dtype=F64))
+    torch.testing.assert_close(found.onset(0.5)[:2], torch.tensor([0.5, 0.625], dtype=F64))
+    assert found.onset().isnan().tolist() == [False, False, True]
 
 
 def test_response_is_the_coordinate_along_the_direction(D: Any, towards: Direction, eights_and_threes) -> None:
