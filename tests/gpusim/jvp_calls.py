@@ -8,7 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["activation_calls", "attention_calls", "gated_calls", "group_calls", "row_calls", "softmax_calls"]
+__all__ = [
+    "STREAMING",
+    "UNALIGNED",
+    "activation_calls",
+    "attention_calls",
+    "gated_calls",
+    "group_calls",
+    "row_calls",
+    "softmax_calls",
+]
+
+# Calls of the memory-bound ops that are held to the limits of traffic, on aligned rows and on rows that begin anywhere.
+# Not held: layer and RMS norm of short odd rows (75 elements: 2.8 times the sectors, which the first-level cache then
+# has), slices of channels last of a few bytes, and tangents in another dtype than the primal (1.4 times the sectors).
+STREAMING = {
+    "activation_jvp": ("gelu, float32",),
+    "gated_activation_jvp": ("gelu, float16",),
+    "group_norm_jvp": ("SiLU, float16",),
+    "layer_norm_jvp": ("modulated, bfloat16", "plain, float32"),
+    "rms_norm_jvp": ("modulated, bfloat16", "plain, float32"),
+    "softmax_jvp": ("float32",),
+}
+UNALIGNED = {
+    "activation_jvp": ("silu, bfloat16, strided",),
+    "gated_activation_jvp": ("silu, float32, odd",),
+    "group_norm_jvp": ("odd, float32",),
+    "softmax_jvp": ("odd, float16",),
+}
 
 
 def _draw(dtype: torch.dtype, *shape: int) -> Tensor:

@@ -19,7 +19,16 @@ from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
 from .cases import HIP_TARGET, CudaKernel, TritonKernel
-from .jvp_calls import activation_calls, attention_calls, gated_calls, group_calls, row_calls, softmax_calls
+from .jvp_calls import (
+    STREAMING,
+    UNALIGNED,
+    activation_calls,
+    attention_calls,
+    gated_calls,
+    group_calls,
+    row_calls,
+    softmax_calls,
+)
 from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
 from .toolchain import triton_missing
 
@@ -187,6 +196,8 @@ OPS = [
             triton=f"balanced_rep.kernels.triton.{file}:{name}",
             triton_outputs={kernel: frozenset({"y_ptr", "dy_ptr"})},
             gated=gated,
+            streaming=STREAMING[name],
+            unaligned=UNALIGNED.get(name, ()),
         )
         for name, file, kernel, calls, gated in (
             ("activation_jvp", "activation_jvp", "_activation_jvp_kernel", activation_calls(), ("gelu, float32",)),

@@ -4,7 +4,8 @@ import pytest
 
 from bench.roofline import DEVICES, table
 
-from .traffic import Traffic
+from .ptx.counters import Counters
+from .traffic import Traffic, traffic
 
 
 def test_memory_bound_time_is_bytes_over_bandwidth():
@@ -27,3 +28,10 @@ def test_traffic_over_a_limit_is_named():
         Traffic(12, 10, 1.1, dram_bytes=4096, minimum_bytes=4096, flops32=0, flops64=0).check()
     with pytest.raises(AssertionError, match="8192 DRAM bytes in the model, minimum 4096"):
         Traffic(10, 10, 1.1, dram_bytes=8192, minimum_bytes=4096, flops32=0, flops64=0).check()
+
+
+def test_matrix_instructions_are_not_taken_for_float32():
+    counters = Counters()
+    counters.flops["mma"] = 4096
+    with pytest.raises(ValueError, match="a launch with matrix instructions"):
+        traffic([], [], [counters], aligned=True)

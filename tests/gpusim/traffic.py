@@ -74,9 +74,14 @@ def traffic(args: Sequence[Any], outputs: Iterable[Tensor], counters: Iterable[C
 
     Returns:
         The sums beside their limits.
+
+    Raises:
+        ValueError: If a launch has matrix instructions, whose rate is not that of float32.
     """
     tensors = [value for value in args if isinstance(value, Tensor)] + list(outputs)
     counted = list(counters)
+    if any(c.flops["mma"] for c in counted):
+        raise ValueError("a launch with matrix instructions: the model knows the rates of float32 and float64 alone")
     flops64 = sum(c.flops["f64"] for c in counted)
     return Traffic(
         sectors=sum(c.sectors for c in counted),
