@@ -20,7 +20,7 @@ import torch
 from bench import _common, roofline
 from tests.gpusim import ptx
 from tests.gpusim.mutants import MUTANTS, compile_triton_mutants, verdict
-from tests.gpusim.package import OPS, PackageOp, run_cuda, run_triton
+from tests.gpusim.package import OPS, run_cuda, run_triton
 from tests.gpusim.runners import run_cuda_ptx, run_triton_ptx
 from tests.gpusim.samples.entries import CUDA_SAMPLES, TRITON_SAMPLES
 from tests.gpusim.traffic import DRAM_LIMIT, every_traffic
@@ -30,28 +30,32 @@ PAGE = ROOT / "docs" / "gpu" / "figures.md"
 ROOFLINE_BYTES = 1 << 30
 
 
+def _moments(*shape: int) -> tuple:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), 1, 0, 0, 0.0
+
+
+# Op, backend and what it is called on, to its arguments.
+TIMED: dict[tuple[str, str, str], Callable[[], tuple]] = {
+    ("moments", "cuda", "32 x 8192 float32"): lambda: _moments(32, 8192),
+    ("moments", "triton", "32 x 8192 float32"): lambda: _moments(32, 8192),
+    ("philox_bits", "cuda", "256 x 4096"): lambda: (torch.arange(256), 1, 4096),
+    ("philox_normal", "triton", "256 x 4096"): lambda: (torch.arange(256), 1, 4096),
+}
+
+
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
     """Return a table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
-def speed() -> str:
+def speed(calls: dict[tuple[str, str, str], Callable[[], tuple]] = TIMED) -> str:
     """Thread-instructions per second of the executor, with every check and counter on, and with neither."""
-    moments, bits, normal = OPS
-    x = torch.randn(32, 8192, generator=torch.Generator().manual_seed(0))
-    items = torch.arange(256)
-    calls: dict[str, tuple[Callable, PackageOp, tuple]] = {
-        "moments, cuda, 32 x 8192 float32": (run_cuda, moments, (x, 1, 0, 0, 0.0)),
-        "moments, triton, 32 x 8192 float32": (run_triton, moments, (x, 1, 0, 0, 0.0)),
-        "philox_bits, cuda, 256 x 4096": (run_cuda, bits, (items, 1, 4096)),
-        "philox_normal, triton, 256 x 4096": (run_triton, normal, (items, 1, 4096)),
-    }
-    rows = []
-    for name, (run, op, args) in calls.items():
-        timed = replace(op, calls={"timed": lambda args=args: args})
-        cells = [name]
+    rows, ops = [], {op.name: op for op in OPS}
+    for (name, backend, size), build in calls.items():
+        run, timed = {"cuda": run_cuda, "triton": run_triton}[backend], replace(ops[name], calls={size: build})
+        cells = [f"{name}, {backend}, {size}"]
         for options in (ptx.Options(), ptx.Options(check=False, count=False)):
-            results = [run(timed, "timed", options=options)[1] for _ in range(2)]
+            results = [run(timed, size, options=options)[1] for _ in range(2)]
             n = sum(launch.result.counters.thread_instructions for launch in results[0])
             seconds = min(sum(launch.result.seconds for launch in launches) for launches in results)
             cells += [f"{n / 1e6:.1f}"] * (len(cells) == 1) + [f"{n / seconds / 1e6:.1f}"]

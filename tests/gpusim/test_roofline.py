@@ -1,10 +1,13 @@
-"""The roofline model does the arithmetic that its page promises."""
+"""The roofline model does the arithmetic that its page promises; the page of figures can be written."""
 
 import pytest
 
+from bench import gpusim
 from bench.roofline import DEVICES, table
 
+from .package import OPS
 from .ptx.counters import Counters
+from .test_kernels import needs_nvrtc
 from .traffic import Traffic, traffic
 
 
@@ -35,3 +38,13 @@ def test_matrix_instructions_are_not_taken_for_float32():
     counters.flops["mma"] = 4096
     with pytest.raises(ValueError, match="a launch with matrix instructions"):
         traffic([], [], [counters], aligned=True)
+
+
+@needs_nvrtc
+def test_the_speed_of_the_executor_is_a_table_of_its_launches():
+    ops = {op.name: op for op in OPS}
+    assert all(getattr(ops[name], backend) for name, backend, _ in gpusim.TIMED)
+    small = {("moments", "cuda", "2 x 600"): lambda: gpusim._moments(2, 600)}
+    *_, row = gpusim.speed(small).splitlines()
+    assert row.startswith("| moments, cuda, 2 x 600 | 0.")
+    assert row.count("|") == 5
