@@ -78,12 +78,30 @@ def fallback(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     def one(*ts: Tensor) -> Any:
         return torch.func.jvp(call, primals, ts)
 
+    if not inplace:
+        _refuse_aliases(call, primals, name)
     values, tangents_out = _all_tangents(one, tangents, name)
     found = iter(zip(values, tangents_out, strict=True))
     tree, tensor_at = layout
     return pytree.tree_unflatten(
         [_join(*next(found)) if at else other for at, other in zip(tensor_at, others, strict=True)], tree
     )
+
+
+def _refuse_aliases(call: Callable[..., Any], primals: tuple[Tensor, ...], name: str) -> None:
+    """A view would become a copy here, and writes through it would be missed: finding that out costs the primal."""
+    given = {x.untyped_storage()._cdata for x in primals}
+    with torch.no_grad():
+        found = call(*primals)
+    if any(_storage(x) in given for x in found):
+        raise UnsupportedError(
+            f"br.jvp: {name} returns a view of its input{calling_module()}, and has no rule; use reshape, indexing, or "
+            "a function that copies."
+        )
+
+
+def _storage(x: Tensor) -> int | None:
+    return x.untyped_storage()._cdata if x.layout == torch.strided else None
 
 
 def _dense(stack: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ def _attention(
     q, k, v = (_canonical(x, lead, h) for x, h in zip(given, (heads[0], heads[1], heads[1]), strict=True))
     if len({t.dtype for _, t in (q, k, v) if t is not None}) > 1:
         q, k, v = ((x, None if t is None else t.to(x.dtype)) for x, t in (q, k, v))
+    if attn_mask is not None:
+        n = max(query.dim(), key.dim())
+        _check_mask(attn_mask, torch.Size((*lead, heads[0], query.shape[-2], key.shape[-2])[-n:]))
     mask = None if attn_mask is None else _mask(attn_mask, lead, heads[0], query.shape[-2], key.shape[-2])
     y = _fused.attention(q, k, v, mask, is_causal, factor)
     deep = max(x.dim() for x in given) > 2
@@ -72,6 +75,15 @@ def _canonical(x: Tensor, lead: torch.Size, heads: int) -> tuple[Tensor, Tensor 
         return expanded(x, 0), None
     value, tangents = x.parts
     return expanded(value, 0), expanded(tangents, 1)
+
+
+def _check_mask(mask: Tensor, scores: torch.Size) -> None:
+    """torch adds the mask to the scores in place: it may be smaller than they are, never larger."""
+    if mask.dim() > len(scores) or any(n not in (1, m) for n, m in zip(mask.shape[::-1], scores[::-1], strict=False)):
+        raise RuntimeError(
+            f"br.jvp: scaled_dot_product_attention: attn_mask has shape {tuple(mask.shape)}, which does not broadcast "
+            f"to the scores {tuple(scores)} (batch of the query, heads, queries, keys)"
+        )
 
 
 def _mask(mask: Tensor, lead: torch.Size, heads: int, rows: int, columns: int) -> Tensor:

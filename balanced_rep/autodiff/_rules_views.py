@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 
@@ -78,14 +79,15 @@ def _permute(input: Dual, *dims: Any, **kwargs: Any) -> Dual:
 def _transpose(input: Dual, dim0: int = 0, dim1: int = 0, **kwargs: int) -> Dual:
     dim0, dim1 = kwargs.get("axis0", dim0), kwargs.get("axis1", dim1)
     n = input.dim()
-    return Dual(input.stack.transpose(slot_dim(dim0, n), slot_dim(dim1, n)))
+    at = slot_dim(dim0, n), slot_dim(dim1, n)
+    return Dual(input.stack.transpose(*at)) if n else input
 
 
 @rule("movedim", kind="view", formula=SAME)
 def _movedim(input: Dual, source: Any, destination: Any) -> Dual:
     n = input.dim()
     a, b = ([slot_dim(d, n) for d in ([dims] if isinstance(dims, int) else dims)] for dims in (source, destination))
-    return Dual(input.stack.movedim(a, b))
+    return Dual(input.stack.movedim(a, b)) if n else input
 
 
 @rule("t", kind="view", formula=SAME)
@@ -207,6 +209,24 @@ def _broadcast_tensors(*tensors: Any) -> list[Tensor]:
     return [_expand(x, shape) if is_dual(x) else x.expand(shape) for x in xs]
 
 
+def _meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
+    xs: Any = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
+    order = [1, 0, *range(2, len(xs))] if indexing == "xy" and len(xs) > 1 else [*range(len(xs))]
+    torch.meshgrid(*(x.primal if isinstance(x, Dual) else x for x in xs), indexing=indexing or "ij")  # checks
+    sizes = [xs[i].numel() for i in order]
+
+    def spread(x: Tensor, at: int) -> Tensor:
+        shape = [n if i == at else 1 for i, n in enumerate(sizes)]
+        return _expand(_reshape(x, shape), sizes) if isinstance(x, Dual) else x.reshape(shape).expand(sizes)
+
+    return tuple(spread(x, order.index(i)) for i, x in enumerate(xs))
+
+
+# Several arguments may carry tangents, so it is no view of the first one.
+for _f in (torch.meshgrid, torch._C._VariableFunctions.meshgrid):  # pyright: ignore[reportAttributeAccessIssue]
+    RULES[_f] = Rule("meshgrid", "structure", _meshgrid, SAME)
+
+
 def _pieces(name: str, first: str) -> Callable[..., Any]:
     def pieces(input: Dual, *args: Any, dim: int = 0, **kwargs: Any) -> tuple[Dual, ...]:
         how = args[0] if args else kwargs.get(first, kwargs.get("indices_or_sections", kwargs.get("split_size")))
@@ -246,6 +266,9 @@ def _diagonal(input: Dual, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Dua
     return Dual(input.stack.diagonal(offset, slot_dim(dim1, n), slot_dim(dim2, n)))
 
 
+RULES[torch.linalg.diagonal] = Rule(
+    "linalg_diagonal", "view", lambda A, *, offset=0, dim1=-2, dim2=-1: _diagonal(A, offset, dim1, dim2), SAME
+)
 RULES[Tensor.unfold] = Rule(
     "unfold",
     "view",
@@ -256,7 +279,15 @@ RULES[Tensor.unfold] = Rule(
 
 @rule("view_as_complex", "view_as_real", kind="view", formula=SAME)
 def _as_complex(input: Dual) -> Dual:
-    return Dual(torch.view_as_real(input.stack) if input.is_complex() else torch.view_as_complex(input.stack))
+    s = input.stack
+    if input.is_complex():
+        return Dual(torch.view_as_real(s))
+    if s.stride(-1) == 1 and s.stride(0) % 2 and not any(n % 2 for n in s.stride()[1:-1]):
+        raise UnsupportedError(
+            f"br.jvp: view_as_complex of a part of a tensor with an odd number of elements ({s.stride(0)}): tangents "
+            "lie behind each other in memory, and not all at even places. Use torch.view_as_complex(x.clone())"
+        )
+    return Dual(torch.view_as_complex(s))
 
 
 RULES[Tensor.__getitem__] = Rule("__getitem__", "view", lambda input, index: getitem(input, index), SAME)

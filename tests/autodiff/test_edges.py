@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep import representation_stats
@@ -167,6 +168,9 @@ ALIASES = {
     "mH": lambda x: x.mH,
     "conj_physical": lambda x: x.conj_physical(),
     "_VF.split": lambda x: torch._VF.split(x, 1)[0],  # pyright: ignore[reportAttributeAccessIssue]
+    "linalg.diagonal": lambda x: torch.linalg.diagonal(x),
+    "meshgrid": lambda x: torch.meshgrid(x[1, :1], x[2, :1], indexing="ij")[1],
+    "meshgrid xy": lambda x: torch.meshgrid([x[1, :1], x[0, :1].detach() + 1, x[2, :1]], indexing="xy")[2],
     "aten view": lambda x: torch.ops.aten.view(x, [24]),
     "aten t": lambda x: torch.ops.aten.t.default(x),
     "aten slice": lambda x: torch.ops.aten.slice.Tensor(x, 0, 0, 2),
@@ -190,9 +194,72 @@ def test_writes_through_an_alias_are_seen(name: str, agrees: Callable, draw: Cal
 
 
 def test_a_view_without_a_rule_is_refused(draw: Callable):
-    for f in (lambda x: x.sum_to_size(2, 3), lambda x: x.vsplit(2)):
-        with pytest.raises(UnsupportedError, match="may return a view"):
+    for f in (lambda x: x.sum_to_size(2, 3), lambda x: x.vsplit(2), lambda x: torch.unsafe_chunk(x, 3)[0]):
+        with pytest.raises(UnsupportedError, match=r"may return a view|unsafe_chunk returns a view of its input"):
             jvp(f, draw(2, 3), draw(1, 2, 3))
+
+
+@pytest.mark.parametrize("indexing", ["ij", "xy"])
+def test_meshgrid(indexing: str, agrees: Callable, draw: Callable):
+    constant = draw(2)
+    agrees(lambda x, y: torch.meshgrid(x, constant, y + 1, indexing=indexing), draw(3), draw(4))
+    agrees(lambda x: torch.meshgrid([x], indexing=indexing), draw(3))
+    agrees(lambda x: torch.meshgrid(x, x[0], indexing=indexing), draw(3))
+    with pytest.raises(RuntimeError, match="0D or 1D"):
+        jvp(lambda x: torch.meshgrid(x, indexing=indexing), draw(2, 3), draw(1, 2, 3))
+
+
+EMPTY = {
+    "layer_norm": lambda x: F.layer_norm(x, (6,), torch.ones(6).double(), torch.ones(6).double()),
+    "layer_norm over two dims": lambda x: F.layer_norm(x, (4, 6)),
+    "modulated": lambda x: F.layer_norm(x, (6,)) * x.new_ones(x.shape[0], 1, 6) + x.new_ones(x.shape[0], 1, 6),
+    "rms_norm": lambda x: F.rms_norm(x, (6,)),
+    "group_norm and silu": lambda x: F.silu(F.group_norm(x, 2)),
+    "softmax": lambda x: x.softmax(-1),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "attention in heads": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True),
+    "geglu": lambda x: x * F.gelu(x),
+    "linear": lambda x: F.linear(x, x.new_ones(5, 6), x.new_ones(5)),
+    "convolution": lambda x: F.conv1d(x, x.new_ones(5, 4, 3), x.new_ones(5)),
+    "cat": lambda x: torch.cat([x, x + 1], 1),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_empty_batch(name: str, dtype: torch.dtype, draw: Callable):
+    f, x = EMPTY[name], draw(0, 4, 6, dtype=dtype)
+    f = f if dtype == torch.float64 or name != "layer_norm" else (lambda x: F.layer_norm(x, (6,)))
+    y, jv = jvp(f, x, draw(3, 0, 4, 6, dtype=dtype))
+    assert y.shape == f(x).shape
+    assert jv.shape == (3, *y.shape)
+    assert jv.dtype == y.dtype == dtype
+
+
+def test_no_queries_and_no_keys(draw: Callable):
+    x, other = draw(2, 0, 6), draw(2, 3, 6)
+    y, jv = jvp(lambda x: F.scaled_dot_product_attention(x, other, other), x, x.new_zeros(3, 2, 0, 6))
+    assert (y.shape, jv.shape) == ((2, 0, 6), (3, 2, 0, 6))
+    y, jv = jvp(lambda x: F.scaled_dot_product_attention(other, x, x), x, x.new_zeros(3, 2, 0, 6))
+    assert torch.equal(y, F.scaled_dot_product_attention(other, x, x).nan_to_num())
+    assert not jv.any()
+
+
+def test_a_mask_that_is_larger_than_the_scores(draw: Callable):
+    for shape, mask in (((1, 2, 4, 6), (3, 1, 4, 4)), ((2, 1, 4, 6), (1, 3, 4, 4)), ((2, 4, 6), (5, 2, 4, 4))):
+        m = draw(*mask)
+        with pytest.raises(RuntimeError, match=r"attn_mask has shape .* does not broadcast to the scores"):
+            jvp(lambda x, m=m: F.scaled_dot_product_attention(x, x, x, m), draw(*shape), draw(2, *shape))
+
+
+def test_complex_view_at_odd_places(agrees: Callable, draw: Callable):
+    """Slots of five elements: only the first is at an even place."""
+    with pytest.raises(UnsupportedError, match="view_as_complex"):
+        jvp(lambda x: torch.view_as_complex((x * 1)[:2]) * 2j, draw(5), draw(2, 5))
+    agrees(lambda x: torch.view_as_real(torch.view_as_complex((x * 1)[:2].clone()) * 2j), draw(5))
+    agrees(lambda x: torch.view_as_real(torch.view_as_complex((x * 1)[:2]) * 2j), draw(6))
+    with pytest.raises(RuntimeError, match="last dimension"):
+        jvp(lambda x: torch.view_as_complex(x), draw(3, 3), draw(1, 3, 3))
 
 
 @pytest.mark.parametrize("measure", ["std", "kurtosis", "l4_over_l2", "hoyer", "crest", "effective_number"])

@@ -358,7 +358,7 @@ def test_every_rule_has_a_case():
     elsewhere = {
         "scaled_dot_product_attention", "multi_head_attention_forward",  # test_attention
         "__setitem__", "__iter__", "copy_", "fill_", "zero_", "__deepcopy__",  # test_inplace
-        "moments", "energy_entropy",  # test_edges
+        "moments", "energy_entropy", "meshgrid", "linalg_diagonal",  # test_edges
         "cpu", "cuda", "double", "half", "bfloat16", "cfloat", "cdouble",  # casts, as float is
         "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "max_pool3d", "max_pool1d_with_indices",
         "max_pool3d_with_indices", "upsample", "upsample_nearest", "upsample_bilinear", "channel_shuffle",
