@@ -308,7 +308,7 @@ def markdown(table: str = "bars", threads: str = "1") -> str:
 
     Args:
         table: "bars", "summary", "statistics", "pooled", "call", "isa", "accuracy", "record", "machine", or one of
-            _svd_report.py or _jvp_report.py.
+            _svd_report.py, _jvp_report.py or _detection_report.py.
         threads: Number of threads of the rows to show.
 
     Returns:
@@ -321,6 +321,9 @@ def markdown(table: str = "bars", threads: str = "1") -> str:
         module = importlib.import_module(f"{__package__}._jvp_report" if __package__ else "_jvp_report")
         name = "jvp_true_size.csv" if table.endswith("true-size") else "jvp.csv"
         return module.markdown(table, read(RESULTS / name))
+    if table.startswith("detection"):
+        module = importlib.import_module(f"{__package__}._detection_report" if __package__ else "_detection_report")
+        return module.markdown(table, read(RESULTS / "detection.csv"))
     moments, accuracy = read(RESULTS / "moments.csv"), read(RESULTS / "accuracy.csv")
     if table == "record":
         record = read(RESULTS / "record.csv")

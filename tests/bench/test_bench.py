@@ -145,6 +145,36 @@ def test_pytest_collects_the_benchmarks(bench_path):
     assert "bench_ops.py::test_op[moments-cpp-float32]" in run.stdout
 
 
+def test_detection_bench_runs(bench_path, report, tmp_path):
+    pytest.importorskip("diffusers")
+    bench, text = importlib.import_module("bench_detection"), importlib.import_module("_detection_report")
+    out = tmp_path / "detection.csv"
+    small = ["--turns", "1", "--images", "2", "--loop-images", "1", "--flipd-images", "1", "--probes", "2"]
+    assert bench.main([*small, "--out", str(out)]) == 0
+    rows = report.read(out)
+    assert [row["scale"] for row in rows] == ["1.0", "2.0", "2.0", "1.0", "1.0"]
+    assert all(list(bar.figures) == ["1"] for bar in text.bars(rows))
+    assert text.table(rows).count("\n") == 6
+    assert "| times ours |" in text.markdown("detection", rows)
+
+
+def test_the_loops_of_detection_compute_the_same(bench_path):
+    pytest.importorskip("diffusers")
+    bench = importlib.import_module("bench_detection")
+    (D, x), (T, z) = bench.denoiser(n_images=1), bench.transformer(1)
+    with torch.no_grad():
+        layers, together = bench.hook_loop(D, x, 1), bench.hook_loop(D, x, 1, layers_at_once=len(D.layers))
+        found = []
+        for run in (layers, together):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found.append(run())
+        assert len(found[0]) == len(found[1]) == 4 * len(D.layers)
+        torch.testing.assert_close(
+            bench.batched_flipd(T, z, 8)().values, bench.jvp_per_probe(T, z, 8)().double(), rtol=0.2, atol=0
+        )
+
+
 def test_svd_bench_runs(bench_path, report, tmp_path, capsys):
     bench = importlib.import_module("bench_svd")
     out = tmp_path / "svd.csv"
