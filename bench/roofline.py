@@ -4,7 +4,7 @@ No figure here was measured on a GPU: every one is a **model**. A launch of mode
 (``tests/gpusim``), which counts floating-point operations, and DRAM bytes through a 40 MB LRU cache. Both are scaled up
 to an input and output of a given size. Then
 
-    time = max(bytes / (0.85 bandwidth), flops32 / (0.7 peak32) + flops64 / (0.7 peak64)) + 3 us,
+    time = max(bytes / (0.85 bandwidth), sum of flops / (0.7 peak) over the units that do them) + 3 us,
 
 where 0.85, 0.7 and the launch overhead of 3 us are assumptions; integer operations are not in it, so for a kernel that
 consists of them (philox) it is a lower bound and no more. *Fused minimum* is the same for a kernel that reads its
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,24 +30,28 @@ BANDWIDTH_SHARE, PEAK_SHARE, OVERHEAD_US = 0.85, 0.7, 3.0
 
 @dataclass(frozen=True)
 class Device:
-    """Published peak rates: DRAM bandwidth in GB/s, float32 and float64 in TFLOP/s without tensor cores."""
+    """Published peak rates: DRAM bandwidth in GB/s, and dense TFLOP/s by unit (see :class:`Traffic`)."""
 
     name: str
     bandwidth: float
-    peak32: float
-    peak64: float
+    peaks: Mapping[str, float]
 
-    def microseconds(self, n_bytes: float, flops32: float = 0.0, flops64: float = 0.0) -> float:
+    def microseconds(self, n_bytes: float, flops: Mapping[str, float] | None = None) -> float:
         """Return the model's time of a kernel."""
         memory = n_bytes / (self.bandwidth * 1e3 * BANDWIDTH_SHARE)
-        compute = (flops32 / self.peak32 + flops64 / self.peak64) / (1e6 * PEAK_SHARE)
+        compute = sum(count / self.peaks[unit] for unit, count in (flops or {}).items()) / (1e6 * PEAK_SHARE)
         return max(memory, compute) + OVERHEAD_US
 
 
+def _peaks(*rates: float) -> dict[str, float]:
+    return dict(zip(UNITS, rates, strict=True))
+
+
+UNITS = ("float32", "float64", "half matrix", "tf32 matrix")
 DEVICES = (
-    Device("A100 80GB SXM", 2039, 19.5, 9.7),
-    Device("H100 SXM", 3350, 67, 34),
-    Device("B200", 8000, 80, 40),
+    Device("A100 80GB SXM", 2039, _peaks(19.5, 9.7, 312, 156)),
+    Device("H100 SXM", 3350, _peaks(67, 34, 989, 494)),
+    Device("B200", 8000, _peaks(80, 40, 2250, 1125)),
 )
 
 
@@ -61,15 +65,16 @@ def table(counted: Iterable[tuple[str, Traffic]], n_bytes: int) -> str:
     Returns:
         The table, with the time of the fused minimum behind each time.
     """
-    heads = ["launch", "flops / byte (f32 + f64)"]
+    heads = ["launch", "flops / byte (f32 + f64 + matrix)"]
     heads += [f"{device.name}, model us (minimum)" for device in DEVICES]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, traffic in counted:
         scale = n_bytes / traffic.minimum_bytes
-        flops = traffic.flops32 * scale, traffic.flops64 * scale
-        cells = [name, f"{flops[0] / n_bytes:.1f} + {flops[1] / n_bytes:.1f}"]
+        flops = {unit: count * scale for unit, count in traffic.flops.items()}
+        vector, double, *matrix = (flops.get(unit, 0.0) / n_bytes for unit in UNITS)
+        cells = [name, f"{vector:.1f} + {double:.1f} + {sum(matrix):.1f}"]
         for device in DEVICES:
-            time = device.microseconds(traffic.dram_bytes * scale, *flops)
+            time = device.microseconds(traffic.dram_bytes * scale, flops)
             cells.append(f"{time:.0f} ({device.microseconds(n_bytes):.0f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

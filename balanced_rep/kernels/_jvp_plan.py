@@ -11,17 +11,18 @@ __all__ = ["group_size", "merged_rows", "unit_last"]
 _ENOUGH_PROGRAMS = 1024  # keeps every multiprocessor of a large device busy
 
 
-def group_size(programs: int, n_tangents: int) -> int:
+def group_size(programs: int, n_tangents: int, enough: int = _ENOUGH_PROGRAMS) -> int:
     """How many tangents one program takes: all, unless there are few programs for each.
 
     Args:
         programs: Programs that share a tangent.
         n_tangents: K.
+        enough: Programs that keep a device busy.
 
     Returns:
         At least 1.
     """
-    return max(math.ceil(n_tangents / math.ceil(_ENOUGH_PROGRAMS / programs)), 1)
+    return max(math.ceil(n_tangents / math.ceil(enough / programs)), 1)
 
 
 def unit_last(x: Tensor) -> Tensor:

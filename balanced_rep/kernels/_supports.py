@@ -5,6 +5,7 @@ Nothing here imports Triton or ``_C``, and cupy only for an input that is on a C
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -138,7 +139,7 @@ def triton_group_norm_jvp(x: Tensor, dx: Tensor, *_: Any) -> str | None:
     """The same, in any layout whose groups lie within 2^31 elements."""
     if (reason := triton_jvp(x, dx)) is not None:
         return reason
-    far = any(_reach(t) >= 2**31 for t in (x, dx))
+    far = any(_reach(t) >= 2**31 for t in (x, dx)) or math.prod(x.shape[-2:]) >= 2**31
     return "a sample lies in 2^31 elements of memory or more (x.contiguous() brings it together)" if far else None
 
 

@@ -32,7 +32,7 @@ def _row_jvp_kernel(
     y_ptr,  # (B, R, D), stride (y_b, y_r, 1)
     dy_ptr,  # (K, B, R, D), stride (dy_k, dy_b, dy_r, 1)
     n_samples, n_rows, n, n_tangents, per_group, eps,
-    x_b, x_r, dx_k, dx_b, dx_r, w_b, bias_b, y_b, y_r, dy_k, dy_b, dy_r,
+    x_b, x_r, dx_k, dx_b, dx_r, w_last, w_b, bias_last, bias_b, y_b, y_r, dy_k, dy_b, dy_r,
     KIND: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows, which COLS >= D holds whole, and ``per_group`` tangents; all arithmetic in float32.
@@ -68,12 +68,12 @@ def _row_jvp_kernel(
         r = tl.rsqrt(tl.sum(x * x, 1) / n + eps)[:, None]
         unit = x * r
         if WEIGHT:
-            w = tl.load(weight_ptr + batch * w_b + col, mask=live, other=0.0).to(tl.float32)
+            w = tl.load(weight_ptr + tl.minimum(batch, w_last) * w_b + col, mask=live, other=0.0).to(tl.float32)
             y, slope = unit * w, r * w
         else:
             y, slope = unit, tl.broadcast_to(r, (ROWS, COLS))
         if BIAS:
-            y += tl.load(bias_ptr + batch * bias_b + col, mask=live, other=0.0).to(tl.float32)
+            y += tl.load(bias_ptr + tl.minimum(batch, bias_last) * bias_b + col, mask=live, other=0.0).to(tl.float32)
         tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=first)
         for k in range(begin, end):
             t = tl.load(dx_ptr + k * dx_k, mask=live, other=0.0).to(tl.float32)
@@ -145,8 +145,15 @@ def _launch(
         _row_jvp_kernel[(programs * max(triton.cdiv(n_tangents, per_group), 1),)](
             x, dx, w, b, y, dy,
             samples, n_rows, n, n_tangents, per_group, eps,
-            *x.stride()[:2], *dx.stride()[:3], *(p.stride(0) if p.shape[0] > 1 else 0 for p in (w, b)),
+            *x.stride()[:2], *dx.stride()[:3], *_rows(w), *_rows(b),
             *y.stride()[:2], *dy.stride()[:3],
             KIND=kind, WEIGHT=weight is not None, BIAS=bias is not None, ROWS=rows, COLS=cols,
             num_warps=min(16, max(4, cols // 512)), enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _rows(p: Tensor) -> tuple[int, int]:
+    """The last row of the weights, and the stride between rows."""
+    # Of a single row the stride is its length: a stride of 0, which 16 divides, would have the compiler choose loads
+    # of 16 bytes, for x as well, beside rows of x that allow no such loads.
+    return p.shape[0] - 1, p.stride(0) if p.shape[0] > 1 else p.shape[-1]

@@ -1,4 +1,8 @@
-"""Calls of the multi-tangent ops for :mod:`.package`: small, odd, one per kind of kernel that the launcher makes."""
+"""Calls of the multi-tangent ops for :mod:`.package`.
+
+Those of ``calls`` are small, odd, one per kind of kernel that the launcher makes. Those of ``large`` tell about
+traffic: whole tiles, as networks have them, and, with "odd" in their names, rows that begin anywhere.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "STREAMING",
-    "UNALIGNED",
+    "GROUP_SHARE",
+    "LARGE_ACTIVATION",
+    "LARGE_ATTENTION",
+    "LARGE_GATED",
+    "LARGE_GROUP",
+    "LARGE_ROWS",
+    "LARGE_SOFTMAX",
     "activation_calls",
     "attention_calls",
     "gated_calls",
@@ -19,23 +28,8 @@ __all__ = [
     "softmax_calls",
 ]
 
-# Calls of the memory-bound ops that are held to the limits of traffic, on aligned rows and on rows that begin anywhere.
-# Not held: layer and RMS norm of short odd rows (75 elements: 2.8 times the sectors, which the first-level cache then
-# has), slices of channels last of a few bytes, and tangents in another dtype than the primal (1.4 times the sectors).
-STREAMING = {
-    "activation_jvp": ("gelu, float32",),
-    "gated_activation_jvp": ("gelu, float16",),
-    "group_norm_jvp": ("SiLU, float16",),
-    "layer_norm_jvp": ("modulated, bfloat16", "plain, float32"),
-    "rms_norm_jvp": ("modulated, bfloat16", "plain, float32"),
-    "softmax_jvp": ("float32",),
-}
-UNALIGNED = {
-    "activation_jvp": ("silu, bfloat16, strided",),
-    "gated_activation_jvp": ("silu, float32, odd",),
-    "group_norm_jvp": ("odd, float32",),
-    "softmax_jvp": ("odd, float16",),
-}
+Calls = dict[str, Callable[[], tuple[Any, ...]]]
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
 def _draw(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -54,7 +48,7 @@ def _attention(
     return *primals, *moves, mask, causal, d**-0.5
 
 
-def attention_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
+def attention_calls() -> Calls:
     """Head dims of one tile and two, every set of tangents' dtypes, masks, groups of heads and of tangents."""
     f32, f16, bf16 = torch.float32, torch.float16, torch.bfloat16
     return {
@@ -67,7 +61,7 @@ def attention_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     }
 
 
-def activation_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
+def activation_calls() -> Calls:
     f32, bf16 = torch.float32, torch.bfloat16
     return {
         "gelu, float32": lambda: (_draw(f32, 3, 160), _draw(f32, 2, 3, 160), "gelu"),
@@ -76,50 +70,87 @@ def activation_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     }
 
 
-def gated_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
-    def gated(dtype: torch.dtype, n: int, kind: str) -> tuple[Any, ...]:
-        (h, g), (dh, dg) = _draw(dtype, 5, 2 * n).chunk(2, -1), _draw(dtype, 2, 5, 2 * n).chunk(2, -1)
-        return h, dh, g, dg, kind
+def _gated(dtype: torch.dtype, rows: int, n: int, kind: str) -> tuple[Any, ...]:
+    (h, g), (dh, dg) = _draw(dtype, rows, 2 * n).chunk(2, -1), _draw(dtype, 2, rows, 2 * n).chunk(2, -1)
+    return h, dh, g, dg, kind
 
+
+def gated_calls() -> Calls:
     return {
-        "gelu, float16": lambda: gated(torch.float16, 320, "gelu"),
-        "silu, float32, odd": lambda: gated(torch.float32, 33, "silu"),
+        "gelu, float16": lambda: _gated(F16, 5, 320, "gelu"),
+        "silu, float32, odd": lambda: _gated(F32, 5, 33, "silu"),
     }
 
 
-def row_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
-    """Whole rows of odd and even lengths, weights shared, per sample, and absent."""
+def _rows(dtype: torch.dtype, b: int, r: int, n: int, k: int, weights: tuple[int, int]) -> tuple[Any, ...]:
+    w, bias = (_draw(dtype, many, n) if many else None for many in weights)
+    return _draw(dtype, b, r, n), _draw(dtype, k, b, r, n), w, bias, 1e-5
 
-    def rows(dtype: torch.dtype, b: int, r: int, n: int, k: int, weights: tuple[int, int]) -> tuple[Any, ...]:
-        w, bias = (_draw(dtype, many, n) if many else None for many in weights)
-        return _draw(dtype, b, r, n), _draw(dtype, k, b, r, n), w, bias, 1e-5
 
+def row_calls() -> Calls:
+    """Whole rows of odd and even lengths, weights shared, per sample, and absent; the longest."""
     return {
-        "modulated, bfloat16": lambda: rows(torch.bfloat16, 2, 3, 1152, 2, (2, 2)),
-        "odd, float32": lambda: rows(torch.float32, 1, 7, 75, 3, (1, 1)),
-        "plain, float32": lambda: rows(torch.float32, 1, 2, 4096, 1, (0, 0)),
+        "modulated, bfloat16": lambda: _rows(BF16, 2, 3, 1152, 2, (2, 2)),
+        "odd, float32": lambda: _rows(F32, 1, 7, 75, 3, (1, 1)),
+        "plain, float32": lambda: _rows(F32, 1, 2, 4096, 1, (0, 0)),
+        "longest, float32": lambda: _rows(F32, 2, 1, 8185, 1, (2, 1)),
     }
 
 
-def softmax_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
-    f32, f16 = torch.float32, torch.float16
+def softmax_calls() -> Calls:
     return {
-        "float32": lambda: (_draw(f32, 5, 256), _draw(f32, 2, 5, 256)),
-        "odd, float16": lambda: (_draw(f16, 9, 77), _draw(f16, 3, 9, 77)),
+        "float32": lambda: (_draw(F32, 5, 256), _draw(F32, 2, 5, 256)),
+        "odd, float16": lambda: (_draw(F16, 9, 77), _draw(F16, 3, 9, 77)),
     }
 
 
-def group_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
-    """Contiguous, channels last, and slices; with SiLU and without."""
+def _group(
+    dtype: torch.dtype, c: int, s: int, k: int, groups: int, *, silu: bool, last: bool = False
+) -> tuple[Any, ...]:
+    x, dx = _draw(dtype, 1, c, s), _draw(dtype, k, 1, c, s)
+    if last:
+        x, dx = x.mT.contiguous().mT, dx.mT.contiguous().mT
+    return x, dx, groups, _draw(dtype, c), _draw(dtype, c), 1e-5, silu
 
-    def group(dtype: torch.dtype, b: int, c: int, s: int, k: int, groups: int, silu: bool) -> tuple[Any, ...]:
-        return _draw(dtype, b, c, s), _draw(dtype, k, b, c, s), groups, _draw(dtype, c), _draw(dtype, c), 1e-5, silu
 
-    def last(x: Tensor, dx: Tensor, *rest: Any) -> tuple[Any, ...]:
-        return x.mT.contiguous().mT, dx.mT.contiguous().mT, *rest
-
+def group_calls() -> Calls:
+    """Contiguous and channels last, with SiLU and without, short and long."""
     return {
-        "SiLU, float16": lambda: group(torch.float16, 2, 20, 256, 2, 2, True),
-        "channels last, float32": lambda: last(*group(torch.float32, 1, 20, 63, 2, 2, True)),
-        "odd, float32": lambda: group(torch.float32, 1, 6, 701, 1, 2, False),
+        "SiLU, float16": lambda: _group(F16, 20, 256, 2, 2, silu=True),
+        "channels last, float32": lambda: _group(F32, 20, 63, 2, 2, silu=True, last=True),
+        "odd, float32": lambda: _group(F32, 6, 701, 1, 2, silu=False),
+        "long, channels last, float32": lambda: _group(F32, 10, 2048, 1, 1, silu=True, last=True),
     }
+
+
+LARGE_ACTIVATION: Calls = {
+    "32 x 1280, float32": lambda: (_draw(F32, 32, 1280), _draw(F32, 4, 32, 1280), "silu"),
+    "33 x 1277 odd, bfloat16": lambda: (
+        _draw(BF16, 33, 1291)[:, :1277], _draw(BF16, 4, 33, 1291)[..., :1277], "gelu_tanh"
+    ),
+}  # fmt: skip
+LARGE_GATED: Calls = {"32 x 1280, float16": lambda: _gated(F16, 32, 1280, "gelu")}
+LARGE_ROWS: Calls = {
+    "64 x 1152 modulated, bfloat16": lambda: _rows(BF16, 2, 32, 1152, 4, (2, 2)),
+    "64 x 320, float32": lambda: _rows(F32, 1, 64, 320, 4, (1, 1)),
+    "33 x 1291 odd, float32": lambda: _rows(F32, 1, 33, 1291, 4, (1, 1)),
+    "33 x 1291 odd, bfloat16": lambda: _rows(BF16, 1, 33, 1291, 4, (1, 1)),
+}
+LARGE_SOFTMAX: Calls = {
+    "64 x 1024, float32": lambda: (_draw(F32, 64, 1024), _draw(F32, 4, 64, 1024)),
+    "128 x 77 odd, float16": lambda: (_draw(F16, 128, 77), _draw(F16, 4, 128, 77)),
+}
+LARGE_GROUP: Calls = {
+    "4 groups of 10 x 4096, float16": lambda: _group(F16, 40, 4096, 4, 4, silu=True),
+    "4 groups of 10 x 1024 odd, channels last, float16": lambda: _group(F16, 40, 1024, 4, 4, silu=True, last=True),
+    "2 groups of 4 x 2223 odd, float32": lambda: _group(F32, 8, 2223, 2, 2, silu=False),
+}
+# The first is 16 programs of 32 warps, of which the smallest of the modelled devices runs 108 at a time; a cache of
+# 40 MB serves them all.
+GROUP_SHARE = {"4 groups of 10 x 4096, float16": 40 * 10**6 * 16 // 108}
+LARGE_ATTENTION: Calls = {
+    "self, 128 x 128 x 64, float16": lambda: _attention(F16, "qkv", 128, 128, 64, 4, 4, 2),
+    "self, 128 x 128 x 72 odd, bfloat16": lambda: _attention(BF16, "qkv", 128, 128, 72, 2, 2, 2),
+    "self, 64 x 64 x 80, float32": lambda: _attention(F32, "qkv", 64, 64, 80, 2, 2, 2),
+    "cross, 256 x 77 x 40 odd, float16": lambda: _attention(F16, "q", 256, 77, 40, 4, 4, 4),
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +18,8 @@ from torch import Tensor
 from balanced_rep.ops._registry import REGISTRY
 from balanced_rep.testing import assert_moments_close
 
+from . import jvp_calls
 from .cases import HIP_TARGET, CudaKernel, TritonKernel
-from .jvp_calls import (
-    STREAMING,
-    UNALIGNED,
-    activation_calls,
-    attention_calls,
-    gated_calls,
-    group_calls,
-    row_calls,
-    softmax_calls,
-)
 from .simulated import CSRC, CudaLaunch, SimulatedCuda, TritonLaunch, simulated_triton
 from .toolchain import triton_missing
 
@@ -53,6 +44,7 @@ class PackageOp:
         racecheck: Calls for ThreadSanitizer, which takes few threads.
         streaming: Calls whose traffic is held to the limits of a memory-bound kernel, on aligned rows.
         unaligned: The same, on rows that begin anywhere.
+        caches: Bytes of the L2 model for calls that stand for a part of one that fills a device.
     """
 
     name: str
@@ -68,6 +60,7 @@ class PackageOp:
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
+    caches: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, call: str) -> tuple[Any, ...]:
         return (self.calls.get(call) or self.large[call])()
@@ -141,6 +134,29 @@ def _philox_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     }
 
 
+def _by_alignment(large: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Say which of the large calls have rows that begin anywhere."""
+    return {
+        "streaming": tuple(call for call in large if "odd" not in call),
+        "unaligned": tuple(call for call in large if "odd" in call),
+    }
+
+
+def _jvp_ops() -> Iterator[tuple[Any, ...]]:
+    """Yield file, kernel, op, calls, large calls and gated calls of what streams a primal and its tangents."""
+    file, kernel = "activation_jvp", "_activation_jvp_kernel"
+    yield file, kernel, file, jvp_calls.activation_calls(), jvp_calls.LARGE_ACTIVATION, ("gelu, float32",)
+    yield file, kernel, f"gated_{file}", jvp_calls.gated_calls(), jvp_calls.LARGE_GATED, ("gelu, float16",)
+    file, kernel = "norm_jvp", "_row_jvp_kernel"
+    rows, large = jvp_calls.row_calls(), jvp_calls.LARGE_ROWS
+    yield file, kernel, "layer_norm_jvp", rows, large, ("modulated, bfloat16", "longest, float32")
+    yield file, kernel, "rms_norm_jvp", rows, large, ()
+    yield file, kernel, "softmax_jvp", jvp_calls.softmax_calls(), jvp_calls.LARGE_SOFTMAX, ("float32",)
+    file, kernel = "group_norm_jvp", "_group_norm_jvp_kernel"
+    gated = ("SiLU, float16", "long, channels last, float32")
+    yield file, kernel, file, jvp_calls.group_calls(), jvp_calls.LARGE_GROUP, gated
+
+
 OPS = [
     PackageOp(
         name="moments",
@@ -183,30 +199,26 @@ OPS = [
     ),
     PackageOp(
         name="attention_jvp",
-        calls=attention_calls(),
+        calls=jvp_calls.attention_calls(),
+        large=jvp_calls.LARGE_ATTENTION,
         triton="balanced_rep.kernels.triton.attention_jvp:attention_jvp",
         triton_outputs={"_attention_jvp_kernel": frozenset({"y_ptr", "dy_ptr"})},
         gated=("self, float16", "self, float32", "cross, bfloat16"),
         refused={75: "tensor cores of compute capability 8.0", HIP_TARGET: "an NVIDIA device"},
+        **_by_alignment(jvp_calls.LARGE_ATTENTION),
     ),
     *(
         PackageOp(
             name=name,
             calls=calls,
+            large=large,
             triton=f"balanced_rep.kernels.triton.{file}:{name}",
             triton_outputs={kernel: frozenset({"y_ptr", "dy_ptr"})},
             gated=gated,
-            streaming=STREAMING[name],
-            unaligned=UNALIGNED.get(name, ()),
+            caches=jvp_calls.GROUP_SHARE,
+            **_by_alignment(large),
         )
-        for name, file, kernel, calls, gated in (
-            ("activation_jvp", "activation_jvp", "_activation_jvp_kernel", activation_calls(), ("gelu, float32",)),
-            ("gated_activation_jvp", "activation_jvp", "_activation_jvp_kernel", gated_calls(), ("gelu, float16",)),
-            ("group_norm_jvp", "group_norm_jvp", "_group_norm_jvp_kernel", group_calls(), ("SiLU, float16",)),
-            ("layer_norm_jvp", "norm_jvp", "_row_jvp_kernel", row_calls(), ("modulated, bfloat16", "plain, float32")),
-            ("rms_norm_jvp", "norm_jvp", "_row_jvp_kernel", row_calls(), ()),
-            ("softmax_jvp", "norm_jvp", "_row_jvp_kernel", softmax_calls(), ("float32",)),
-        )
+        for file, kernel, name, calls, large, gated in _jvp_ops()
     ),
 ]
 

@@ -1,5 +1,7 @@
 """The package's ops, from the launcher down: right numbers and no findings, in every executor."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from . import ptx
 from .package import OPS, check, run_cuda, run_triton, tensors_of
 from .test_kernels import SEEDS, needs_nvrtc, needs_triton
-from .traffic import traffic
+from .traffic import counting, traffic
 from .triton_aot import compile_triton
 
 
@@ -22,6 +24,13 @@ def check_traffic(op, call, got, launches):
         traffic(op.arguments(call), tensors_of(got), counters, aligned=call in op.streaming).check()
 
 
+QUICK = {"pitched odd rows, float32", "1024 windows of 32 x 32, bfloat16"}  # of the large calls of moments
+
+
+def is_quick(op, call):
+    return op.name != "moments" or call in QUICK
+
+
 @needs_nvrtc
 @pytest.mark.parametrize(("op", "call"), every_call("cuda"))
 def test_cuda_in_the_executor(op, call):
@@ -34,7 +43,8 @@ def test_cuda_in_the_executor(op, call):
 def compiled_triton():
     """Compile in one child process whatever the calls will launch."""
     ops = [op for op in OPS if op.triton]
-    launches = [launch for op in ops for call in op.calls for launch in run_triton(op, call, run=False)[1]]
+    calls = [(op, call) for op in ops for call in (*op.calls, *filter(functools.partial(is_quick, op), op.large))]
+    launches = [launch for op, call in calls for launch in run_triton(op, call, run=False)[1]]
     compile_triton(list({launch.request.key: launch.request for launch in launches}.values()))
 
 
@@ -46,12 +56,9 @@ def test_triton_in_the_executor(compiled_triton, op, call):
     check_traffic(op, call, got, launches)
 
 
-LARGE = {"pitched odd rows, float32", "1024 windows of 32 x 32, bfloat16"}  # seconds; the others take longer
-
-
 def every_large_call(backend):
     return [
-        pytest.param(*param.values, id=param.id, marks=() if param.values[1] in LARGE else pytest.mark.slow)
+        pytest.param(*param.values, id=param.id, marks=() if is_quick(*param.values) else pytest.mark.slow)
         for param in every_call(backend, lambda op: op.large)
     ]
 
@@ -59,15 +66,15 @@ def every_large_call(backend):
 @needs_nvrtc
 @pytest.mark.parametrize(("op", "call"), every_large_call("cuda"))
 def test_cuda_traffic_of_large_calls(op, call):
-    got, launches = run_cuda(op, call, options=ptx.Options(check=False))
+    got, launches = run_cuda(op, call, options=counting(op, call))
     check(op, got, op.arguments(call))
     check_traffic(op, call, got, launches)
 
 
 @needs_triton
 @pytest.mark.parametrize(("op", "call"), every_large_call("triton"))
-def test_triton_traffic_of_large_calls(op, call):
-    got, launches = run_triton(op, call, options=ptx.Options(check=False))
+def test_triton_traffic_of_large_calls(compiled_triton, op, call):
+    got, launches = run_triton(op, call, options=counting(op, call))
     check(op, got, op.arguments(call))
     check_traffic(op, call, got, launches)
 

@@ -38,7 +38,7 @@ def run_mma(shape: str, types: str, a: np.ndarray, b: np.ndarray, c: np.ndarray)
     body += f"    mad.wide.u32 %rd0, %i, {size * c.shape[1]}, %q3;\n"
     body += "".join(f"    st.global.{kind} [%rd0+{size * i}], %d{i};\n" for i in range(c.shape[1]))
     result = run_body(body, [*map(Buffer, (a, b, c)), empty(c.shape, c.dtype)]).check()
-    assert result.counters.flops["mma"] == 2 * np.prod(
+    assert result.counters.flops[f"mma.{types.split('.')[1]}"] == 2 * np.prod(
         [int(n) for n in shape[1:].replace("n", " ").replace("k", " ").split()]
     )
     return result.buffers[3]

@@ -8,19 +8,25 @@ here was run on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from . import ptx
 from .package import OPS, PackageOp, run_cuda, run_triton, tensors_of
-from .ptx.counters import Counters
+from .ptx.counters import L2_BYTES, Counters
 
-__all__ = ["ALIGNED_LIMIT", "DRAM_LIMIT", "UNALIGNED_LIMITS", "Traffic", "every_traffic", "traffic"]
+__all__ = ["ALIGNED_LIMIT", "DRAM_LIMIT", "UNALIGNED_LIMITS", "Traffic", "counting", "every_traffic", "traffic"]
 
 DRAM_LIMIT = 1.15  # of the bytes of inputs and outputs, each moved once
 ALIGNED_LIMIT, UNALIGNED_LIMITS = 1.1, {2: 1.6, 4: 1.35, 8: 1.2}  # of the ideal sectors; by bytes of an element
+_UNITS = {
+    **{"f64": "float64", "mma.f64": "float64", "mma.tf32": "tf32 matrix"},
+    **{"mma.f16": "half matrix", "mma.bf16": "half matrix"},
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,7 @@ class Traffic:
         sector_limit: Limit of their ratio.
         dram_bytes: Bytes between cache and DRAM in the model.
         minimum_bytes: Bytes of inputs and outputs: what a fused kernel moves at least.
-        flops32: Floating-point operations, but for those in float64.
-        flops64: Those in float64.
+        flops: Floating-point operations by the unit that does them: "float32", "float64", "half matrix", "tf32 matrix".
     """
 
     sectors: int
@@ -42,8 +47,7 @@ class Traffic:
     sector_limit: float
     dram_bytes: int
     minimum_bytes: int
-    flops32: int
-    flops64: int
+    flops: Mapping[str, int]
 
     @property
     def sector_ratio(self) -> float:
@@ -74,24 +78,26 @@ def traffic(args: Sequence[Any], outputs: Iterable[Tensor], counters: Iterable[C
 
     Returns:
         The sums beside their limits.
-
-    Raises:
-        ValueError: If a launch has matrix instructions, whose rate is not that of float32.
     """
     tensors = [value for value in args if isinstance(value, Tensor)] + list(outputs)
     counted = list(counters)
-    if any(c.flops["mma"] for c in counted):
-        raise ValueError("a launch with matrix instructions: the model knows the rates of float32 and float64 alone")
-    flops64 = sum(c.flops["f64"] for c in counted)
+    flops = Counter()
+    for c in counted:
+        for kind, count in c.flops.items():
+            flops[_UNITS.get(kind, "float32")] += count
     return Traffic(
         sectors=sum(c.sectors for c in counted),
         ideal_sectors=sum(c.ideal_sectors for c in counted),
         sector_limit=ALIGNED_LIMIT if aligned else UNALIGNED_LIMITS[min(t.element_size() for t in tensors)],
         dram_bytes=sum(c.dram_bytes for c in counted),
         minimum_bytes=sum(t.numel() * t.element_size() for t in tensors),
-        flops32=sum(sum(c.flops.values()) for c in counted) - flops64,
-        flops64=flops64,
+        flops=flops,
     )
+
+
+def counting(op: PackageOp, call: str) -> ptx.Options:
+    """Return options for a run that counts traffic; large calls are checked for nothing else."""
+    return ptx.Options(check=call not in op.large, cache_bytes=op.caches.get(call, L2_BYTES))
 
 
 def every_traffic() -> Iterator[tuple[PackageOp, str, str, Traffic]]:
@@ -104,7 +110,7 @@ def every_traffic() -> Iterator[tuple[PackageOp, str, str, Traffic]]:
         for call in op.streaming + op.unaligned:
             for backend, run in (("cuda", run_cuda), ("triton", run_triton)):
                 if getattr(op, backend) is not None:
-                    got, launches = run(op, call)
+                    got, launches = run(op, call, options=counting(op, call))
                     counters = [launch.result.counters for launch in launches]
                     yield (
                         op,

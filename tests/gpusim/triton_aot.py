@@ -14,6 +14,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,10 +86,16 @@ class TritonModule:
 
 
 def _module_files(module: str) -> list[Path]:
+    """The file of a module, and those beside it that it or they name, from which it may take functions."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
-    return sorted(Path(spec.origin).parent.glob("*.py"))
+    found, named = {Path(spec.origin)}, [Path(spec.origin)]
+    while named:
+        words = set(re.findall(r"\w+", named.pop().read_text()))
+        named += (new := {path for path in Path(spec.origin).parent.glob("*.py") if path.stem in words} - found)
+        found |= new
+    return sorted(found)
 
 
 def compile_triton(requests: Sequence[TritonRequest]) -> list[TritonModule]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Counters", "LruCache", "count_sectors", "count_wavefronts"]
+__all__ = ["L2_BYTES", "Counters", "LruCache", "count_sectors", "count_wavefronts"]
 
 SECTOR = 32
+L2_BYTES = 40 * 10**6
 
 
 def count_sectors(addresses: np.ndarray, size: int, warps: np.ndarray) -> tuple[int, int]:
@@ -72,7 +73,7 @@ class LruCache:
         capacity: Bytes.
     """
 
-    def __init__(self, capacity: int = 40 * 10**6) -> None:
+    def __init__(self, capacity: int = L2_BYTES) -> None:
         self.capacity = capacity // SECTOR
         self.used = np.zeros(0, np.int64)  # time of the last use by sector, 0 for absent
         self.dirty = np.zeros(0, bool)
@@ -121,7 +122,7 @@ class Counters:
 
     Attributes:
         instructions: Thread-instructions by opcode.
-        flops: Floating-point operations by type (an fma counts 2); ``mma`` for matrix instructions.
+        flops: Floating-point operations by type (an fma counts 2); ``mma.f16`` and the like for matrix instructions.
         bytes: Bytes moved by ``load.global`` and the like, as the threads asked for them.
         sectors: 32-byte sectors of global accesses, per warp and instruction.
         ideal_sectors: The fewest sectors that those accesses could have touched.

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ops_arithmetic, ops_async, ops_convert, ops_integer, ops_matrix, ops_memory, ops_warp  # noqa: F401
 from .access import Checker
-from .counters import Counters
+from .counters import L2_BYTES, Counters, LruCache
 from .decoder import Decoder, Lanes, Run
 from .memory import VALID, Arena, DeviceMemory
 from .order import Order
@@ -42,6 +42,7 @@ class Options:
             justifies a tolerance.
         seed: Of the perturbation.
         max_steps: Basic blocks executed before the run counts as endless.
+        cache_bytes: Of the L2 model.
     """
 
     check: bool = True
@@ -49,6 +50,7 @@ class Options:
     fuzz_ulp: float = 0.0
     seed: int = 0
     max_steps: int = 2_000_000
+    cache_bytes: int = L2_BYTES
 
 
 DEFAULTS = Options()
@@ -76,7 +78,7 @@ class Machine:
     def __init__(self, kernel: Kernel, memory: DeviceMemory, options: Options = DEFAULTS) -> None:
         self.kernel, self.memory, self.options = kernel, memory, options
         self.rng = np.random.default_rng(options.seed)
-        self.counters = Counters()
+        self.counters = Counters(cache=LruCache(options.cache_bytes))
         self.issues = Issues()
         self.time = 0
         self.decoder = Decoder(kernel, {name: self._place(name) for name in kernel.global_})

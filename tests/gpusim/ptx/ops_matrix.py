@@ -114,7 +114,7 @@ def _mma(decoder: Decoder, instruction: Instruction) -> Run:
             total = c + np.stack(places, -1).reshape(-1, pair)
             result = m.fuzz(total if made == "f64" else total.astype(np.float32))
             write(m, flat, result if pair == 2 else result[:, 0])
-        m.counters.flops["mma"] += 2 * rows * 8 * depth * n_warps
+        m.counters.flops[f"mma.{left}"] += 2 * rows * 8 * depth * n_warps
 
     return run
 
