@@ -70,11 +70,20 @@ def test_half_arithmetic_is_refused(triton_interpreter, dtype):
     assert "right after the load" in str(caught.value.__cause__)
 
 
-def test_masked_lanes_are_poisoned(triton_interpreter):
-    x, y = torch.zeros(4), torch.zeros(4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_masked_lanes_are_poisoned(triton_interpreter, dtype):
+    x, y = torch.zeros(4, dtype=dtype), torch.zeros(4, dtype=dtype)
     samples.leaky_copy[(1,)](x, y, 2, BLOCK=4)
     assert y[:2].eq(0).all()
     assert y[2:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_masked_integers_are_poisoned(triton_interpreter, dtype):
+    x, y = torch.zeros(4, dtype=dtype), torch.zeros(4, dtype=dtype)
+    samples.leaky_copy[(1,)](x, y, 2, BLOCK=4)
+    assert y[:2].eq(0).all()
+    assert y[2:].eq(torch.iinfo(dtype).max // 3).all()
 
 
 def test_ticket_sum_leaves_the_ticket_at_zero(triton_interpreter, generator):

@@ -161,14 +161,20 @@ def _honest_convert(original: Callable) -> Callable:
 
 
 def _poisoned_load(interpreter, original: Callable) -> Callable:
-    """Fill the masked-off lanes of a float load without ``other`` with NaN: their value is undefined on a GPU."""
+    """Fill the masked-off lanes of a load without ``other``, whose value is undefined on a GPU.
+
+    Floats become NaN, integers a number that no test expects; as an offset it leads out of every allocation.
+    """
     import triton.language as tl
 
     def create_masked_load(self, ptrs, mask, other, cache_policy, is_volatile):
         element = ptrs.get_element_ty()
-        if other is None and element.is_floating() and element.primitive_bitwidth >= 16:
+        if other is None and (element.is_int() or (element.is_floating() and element.primitive_bitwidth >= 16)):
             dtype = interpreter._get_np_dtype(element)
-            poison = BF16_NAN if element == tl.bfloat16 else np.nan
+            if element.is_int():
+                poison = 1 if element.primitive_bitwidth == 1 else dtype.type(np.iinfo(dtype).max // 3)
+            else:
+                poison = BF16_NAN if element == tl.bfloat16 else np.nan
             other = interpreter.TensorHandle(np.full_like(ptrs.data, poison, dtype=dtype), element)
         return original(self, ptrs, mask, other, cache_policy, is_volatile)
 
