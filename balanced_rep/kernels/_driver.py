@@ -25,6 +25,7 @@ from balanced_rep.ops._registry import BackendError
 __all__ = ["CupyDriver", "Kernel", "Launcher", "no_compiler", "pack", "read_source"]
 
 _INCLUDE = re.compile(r'^#include "(?P<file>[^"]+)"\n', re.MULTILINE)
+DEFAULT_SHARED = 48 * 1024  # bytes of dynamic shared memory that every device grants unasked
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Kernel:
         file: Name of the ``.cu`` file in ``csrc/cuda``.
         expression: C++ expression that names the kernel, template arguments included.
         parameters: The type of each parameter in order; ``None`` stands for a pointer.
+        shared_bytes: The most dynamic shared memory that a launch asks for. Beyond 48 KiB a device wants to be told.
     """
 
     file: str
     expression: str
     parameters: tuple[np.dtype | None, ...]
+    shared_bytes: int = 0
 
 
 @functools.cache
@@ -140,17 +143,28 @@ class CupyDriver:
         target = target_of(torch.cuda.get_device_capability(device))
         compiled = cached(read_source(kernel.file), kernel.file, kernel.expression, target)
         with torch.cuda.device(device):
-            return cupy.RawModule(path=str(compiled.path)).get_function(compiled.symbol).kernel
+            function = cupy.RawModule(path=str(compiled.path)).get_function(compiled.symbol)
+            if kernel.shared_bytes > DEFAULT_SHARED:
+                room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+                function.max_dynamic_shared_size_bytes = min(kernel.shared_bytes, room)
+            return function.kernel
 
     def launch(
-        self, function: Any, kernel: Kernel, blocks: int, threads: int, args: tuple[Any, ...], device: torch.device
+        self,
+        function: Any,
+        kernel: Kernel,
+        blocks: int,
+        threads: int,
+        args: tuple[Any, ...],
+        device: torch.device,
+        shared_bytes: int = 0,
     ) -> None:
         """Enqueues the kernel on torch's current stream of the device."""
         import cupy
 
         with torch.cuda.device(device):
             stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(device).cuda_stream))
-            function((blocks,), (threads,), tuple(pack(kernel, args)), 0, stream)
+            function((blocks,), (threads,), tuple(pack(kernel, args)), shared_bytes, stream)
 
     def stream_key(self, device: torch.device) -> Hashable | None:
         """Names the queue that the next launch joins; None while it is captured into a graph, which is replayed."""
@@ -174,7 +188,13 @@ class Launcher:
         self._lock = threading.Lock()
 
     def __call__(
-        self, kernel: Kernel, blocks: int, threads: int, args: tuple[Tensor | np.generic, ...], device: torch.device
+        self,
+        kernel: Kernel,
+        blocks: int,
+        threads: int,
+        args: tuple[Tensor | np.generic, ...],
+        device: torch.device,
+        shared_bytes: int = 0,
     ) -> None:
         """Launches ``blocks`` times ``threads`` threads of the kernel.
 
@@ -184,11 +204,12 @@ class Launcher:
             threads: Threads of a block, along x.
             args: Tensors for pointers, numpy scalars of the declared types for the rest.
             device: Where to run.
+            shared_bytes: Dynamic shared memory of a block, at most what the kernel declares.
 
         Raises:
             BackendError: If the kernel cannot be compiled or loaded.
         """
-        self.driver.launch(self._function(kernel, device), kernel, blocks, threads, args, device)
+        self.driver.launch(self._function(kernel, device), kernel, blocks, threads, args, device, shared_bytes)
 
     def _function(self, kernel: Kernel, device: torch.device) -> Any:
         key = kernel, device

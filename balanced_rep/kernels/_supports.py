@@ -18,13 +18,16 @@ from balanced_rep.ops._registry import forced_backend, missing
 __all__ = [
     "JVP_PAIRS",
     "MAX_HEAD_DIM",
+    "MAX_ORDER",
     "MAX_ROW",
     "cpp_attention_jvp",
     "cpp_items",
     "cpp_jvp",
     "cpp_tensor",
+    "cuda_gram_eigh",
     "cuda_items",
     "cuda_moments",
+    "eigh_shared_bytes",
     "triton_attention_jvp",
     "triton_group_norm_jvp",
     "triton_items",
@@ -42,6 +45,7 @@ JVP_PAIRS = (  # dtypes of primal and tangents that the kernels take; C++ by num
     (torch.float32, torch.bfloat16),
 )
 MAX_HEAD_DIM = 256  # of the Triton attention kernel
+MAX_ORDER = 128  # of a matrix whose eigenvectors the CUDA kernel computes
 MAX_ROW = 8192  # of the Triton norms over rows and softmax
 
 
@@ -73,6 +77,25 @@ def cpp_attention_jvp(
 def cuda_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:
     """CUDA C++ takes any strided activation that lies in memory as a few blocks."""
     return cuda_items(x) or _walkable(x, n_kept, n_pooled, smallest_tile=256)
+
+
+def eigh_shared_bytes(n: int) -> int:
+    """Shared memory of a block of the eigenvalue kernel: the matrix, and a number for each column."""
+    return 8 * (n * n + n)
+
+
+def cuda_gram_eigh(g: Tensor, *_: Any) -> str | None:
+    """float64 matrices that fit the shared memory of a block: order 128 on A100, H100, B200; at least 90 elsewhere."""
+    if (reason := cuda_items(g)) is not None:
+        return reason
+    if g.dtype != torch.float64:
+        return f"dtype {g.dtype} is not float64"
+    if (n := g.shape[-1]) > MAX_ORDER:
+        return f"order {n}: at most {MAX_ORDER} columns fit into registers"
+    room = torch.cuda.get_device_properties(g.device).shared_memory_per_block_optin
+    if (needed := eigh_shared_bytes(n)) > room:
+        return f"order {n}: {needed} bytes of shared memory are needed, a block of this device has {room}"
+    return None
 
 
 def triton_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:

@@ -13,8 +13,9 @@ from balanced_rep.kernels._driver import CupyDriver, Kernel, Launcher
 from balanced_rep.kernels._moments_common import N_FIELDS, accumulator, exact_threshold, neutral
 from balanced_rep.kernels._moments_plan import THREADS, plan
 from balanced_rep.kernels._strided import describe
+from balanced_rep.kernels._supports import MAX_ORDER, eigh_shared_bytes
 
-__all__ = ["moments", "philox_bits", "philox_normal"]
+__all__ = ["gram_eigh", "moments", "philox_bits", "philox_normal"]
 
 launch = Launcher(CupyDriver())
 
@@ -22,6 +23,13 @@ _INT64 = np.dtype(np.int64)
 _PHILOX_PARAMETERS = (None, None, _INT64, _INT64, _INT64, _INT64)
 PHILOX_BITS = Kernel("philox.cu", "balanced_rep::philox_bits", _PHILOX_PARAMETERS)
 PHILOX_NORMAL = Kernel("philox.cu", "balanced_rep::philox_normal", _PHILOX_PARAMETERS)
+GRAM_EIGH = Kernel(
+    "gram_eigh.cu",
+    "balanced_rep::gram_eigh",
+    (None, None, None, np.dtype(np.int32)),
+    shared_bytes=eigh_shared_bytes(MAX_ORDER),
+)
+EIGH_TEAM, EIGH_THREADS = 16, 512  # threads of a pair of columns, and of a block at most
 
 _tickets: dict[Hashable, Tensor] = {}
 
@@ -111,3 +119,22 @@ def _philox(kernel: Kernel, items: Tensor, seed: int, n: int, dtype: torch.dtype
         sizes = (np.int64(items.shape[0]), np.int64(items.stride(0)), np.int64(seed), np.int64(n))
         launch(kernel, blocks, THREADS, (items, out, *sizes), items.device)
     return out
+
+
+def gram_eigh(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; see :func:`balanced_rep.ops.gram_eigh.gram_eigh_reference`.
+
+    Args:
+        g: float64 ``(B, n, n)``, n at most 128.
+
+    Returns:
+        ``(B, n)`` and ``(B, n, n)``.
+    """
+    g = g.detach().resolve_neg().contiguous()
+    batch, n = g.shape[:2]
+    values, vectors = g.new_empty((batch, n)), torch.empty_like(g)
+    if g.numel() > 0:
+        threads = min(math.ceil(n / 2 * EIGH_TEAM / 32) * 32, EIGH_THREADS)
+        args = (g, values, vectors, np.int32(n))
+        launch(GRAM_EIGH, batch, threads, args, g.device, shared_bytes=eigh_shared_bytes(n))
+    return values, vectors

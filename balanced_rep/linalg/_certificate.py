@@ -29,8 +29,9 @@ RISK = 1e-3  # that a bound from probes does not hold
 def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Relative error in the Frobenius norm from norms alone, and whether it is tight.
 
-    Both terms are float64 sums over products that were rounded to ``dtype``. Their errors are independent and mostly
-    cancel, but only stay below a few eps of the sum for sure; where the difference is less than that, it is added.
+    Both terms are float64 sums over products that were rounded to ``dtype``. Their errors mostly cancel in large
+    matrices; in small ones one eps of the sum can be left, which is 0.8 % of the error where the share is 64 eps.
+    Below that the result is an upper bound.
 
     Args:
         norm_squared: Squared norms ``(B,)``.
@@ -42,9 +43,9 @@ def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[
     """
     share = 1 - S.square().sum(-1) / torch.where(norm_squared > 0, norm_squared, 1.0)
     share = torch.where(norm_squared > 0, share.clamp_min(0), 0.0)
-    floor = 8 * torch.finfo(dtype).eps
-    tight = (share >= floor) | (norm_squared == 0)
-    return torch.where(tight, share, share + floor).sqrt(), tight
+    eps = torch.finfo(dtype).eps
+    tight = (share >= 64 * eps) | (norm_squared == 0)
+    return torch.where(tight, share, share + 8 * eps).sqrt(), tight
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from balanced_rep.ops import log_histogram as log_histogram
 from balanced_rep.ops._registry import BackendError, backend
 from balanced_rep.ops.activation_jvp import activation_jvp, gated_activation_jvp
 from balanced_rep.ops.attention_jvp import attention_jvp
+from balanced_rep.ops.gram_eigh import gram_eigh
 from balanced_rep.ops.moments import moments
 from balanced_rep.ops.norm_jvp import group_norm_jvp, layer_norm_jvp, rms_norm_jvp, softmax_jvp
 from balanced_rep.ops.philox import philox_bits, philox_normal, philox_rademacher
@@ -15,6 +16,7 @@ __all__ = [
     "attention_jvp",
     "backend",
     "gated_activation_jvp",
+    "gram_eigh",
     "group_norm_jvp",
     "layer_norm_jvp",
     "moments",

@@ -104,9 +104,19 @@ class SimulatedCuda:
             return compile_program(self.sources / kernel.file, expressions, mode=self.mode)
         return None
 
-    def launch(self, function: Any, kernel: Any, blocks: int, threads: int, args: tuple, device: torch.device) -> None:
+    def launch(
+        self,
+        function: Any,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        args: tuple,
+        device: torch.device,
+        shared_bytes: int = 0,
+    ) -> None:
         from balanced_rep.kernels._driver import pack
 
+        assert shared_bytes <= kernel.shared_bytes, f"{kernel.expression}: more shared memory than the device is told"
         pack(kernel, args)  # the real check of the arguments against the declared parameters
         allocations = Allocations()
         arguments = [
@@ -115,7 +125,7 @@ class SimulatedCuda:
             else argument
             for position, argument in enumerate(args)
         ]
-        record = CudaLaunch(kernel.file, kernel.expression, Launch((blocks,), (threads,), arguments))
+        record = CudaLaunch(kernel.file, kernel.expression, Launch((blocks,), (threads,), arguments, shared_bytes))
         self.launches.append(record)
         if self.run == "ptx":
             record.result = ptx.run(function, record.launch, options=self.options).check()

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def test_close_to_the_best_approximation(dtype, kind, shape):
 
 
 def test_the_certificate_knows_every_size_of_error():
-    """From half of everything down to rounding, within 1 %; below 1e-3 it is measured and not a difference."""
+    """From half of everything down to rounding, within 1 %; below 3e-3 it is measured and not a difference."""
     seen = []
     for power in range(1, 14):
         S = torch.where(torch.arange(90) < K, 1.0, 2.0 * 4.0**-power)
@@ -66,7 +66,7 @@ def test_the_certificate_knows_every_size_of_error():
         error = float(errors(A, result)[0])
         assert bool(result.info.tight)
         assert result.info.rel_error == pytest.approx(error, rel=0.01)
-        assert int(result.info.passes) == 9 + (error < 9e-4)
+        assert int(result.info.passes) == 9 + (error < 2.7e-3)
         seen.append(error)
     assert seen[0] > 0.3
     assert seen[-1] < 1e-6
@@ -209,7 +209,7 @@ def test_low_precision_is_left_where_values_fall_steeply():
     low, full = (br.randomized_svd(A, 6, precision=p) for p in ("bfloat16", "full"))
     assert torch.equal(low.S[0], full.S[0])
     assert not torch.equal(low.S[1], full.S[1])
-    assert low.info.passes.tolist() == [9 + 10 + 1, 10]  # a read more, to measure an error below 1e-3
+    assert low.info.passes.tolist() == [9 + 10 + 1, 10]  # a read more, to measure an error below 3e-3
     assert any("1 of 2 again in torch.float32" in note for note in low.info.notes)
 
 
@@ -374,6 +374,7 @@ def test_transforms_are_refused():
     turn=st.booleans(),
     seed=st.integers(0, 2**64 - 1),
 )
+@example(m=13, n=13, k=10, rank=10, block=3, turn=False, seed=25_190_841_905_053)  # an error of 1.5e-3, by a difference
 def test_any_shape_and_rank(m, n, k, rank, block, turn, seed):
     A = (normal(m, rank, seed=seed % 1000) @ normal(rank, n, seed=seed % 1001)).float()
     A = A.mT.contiguous().mT if turn else A
@@ -388,5 +389,6 @@ def test_any_shape_and_rank(m, n, k, rank, block, turn, seed):
         if true[0] > 0:
             assert error >= best * (1 - 1e-5)
             assert result.info.rel_error == pytest.approx(float(error), rel=0.01, abs=1e-6)
-            if rank <= r and block != 1:
+            reached = result.info.method != "krylov" or (int(result.info.rounds) - 1) * (block or 1) >= rank
+            if rank <= r and block != 1 and reached:  # all blocks but the first lie in the row space
                 assert error < 1e-5
