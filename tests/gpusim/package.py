@@ -41,6 +41,7 @@ class PackageOp:
         triton_outputs: Kernel name to the pointer parameters that it must write before it reads them.
         gated: Calls whose Triton kernels go through the compile gate: each compiles 14 times, a second or two each.
         refused: Target of the gate to the reason why ``supports`` refuses the op there.
+        long: Calls that are left out on the host, where every thread runs five times, and slowly.
         racecheck: Calls for ThreadSanitizer, which takes few threads.
         streaming: Calls whose traffic is held to the limits of a memory-bound kernel, on aligned rows.
         unaligned: The same, on rows that begin anywhere.
@@ -57,6 +58,7 @@ class PackageOp:
     triton_outputs: Mapping[str, frozenset[str]] = field(default_factory=dict)
     gated: tuple[str, ...] = ()
     refused: Mapping[int | str, str] = field(default_factory=dict)
+    long: tuple[str, ...] = ()
     racecheck: tuple[str, ...] = ()
     streaming: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
@@ -94,6 +96,7 @@ def _moments_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
         "columns, f64": lambda: (_normal(f64, 40, 100).T, 1, 0, 0, 0.1),
         "columns in segments, f32": lambda: (_normal(f32, 300, 70).T, 1, 0, 0, 0.1),
         "two tiles of a warp, f32": lambda: (_normal(f32, 3, 520), 1, 0, 0, 0.1),
+        "two rounds, f32": lambda: (_normal(f32, 1, 256 * 1024 + 1), 1, 0, 0, 0.1),  # Triton merges 256 tiles a round
         "one row, odd end, f32": lambda: (_normal(f32, 1, 4098), 1, 0, 0, 0.1),
         "a tile less one, f32": lambda: (_normal(f32, 3, 1023), 1, 0, 0, 0.1),
         "small windows, f32": lambda: (_normal(f32, 2, 40, 2, 2), 1, 2, 1, 0.1),
@@ -195,7 +198,9 @@ OPS = [
             "kept last, f32",
             "max pool, f32",
             "mean pool, bf16",
+            "two rounds, f32",
         ),
+        long=("two rounds, f32",),
         racecheck=("short rows, float32", "one element"),
         streaming=(
             *("rows, float32", "rows, float16", "rows, bfloat16", "rows, float64"),

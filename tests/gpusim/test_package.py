@@ -108,7 +108,7 @@ def siblings(only=lambda op: op.calls):
 
 
 @pytest.mark.usefixtures("host_sanitizers")
-@pytest.mark.parametrize(("op", "call"), every_call("cuda"))
+@pytest.mark.parametrize(("op", "call"), every_call("cuda", lambda op: [c for c in op.calls if c not in op.long]))
 def test_cuda_on_the_host(op, call):
     """The same bits whatever the order of blocks, warps and threads, and nothing for the sanitizers."""
     runs = [run_cuda(op, call, run="host", seed=seed, siblings=siblings())[0] for seed in SEEDS]
