@@ -141,7 +141,23 @@ def is_dual(x: object) -> bool:
 
 
 def dual(primal: Tensor, tangents: Tensor) -> Dual:
-    """Joins a primal ``(*shape)`` and tangents ``(K, *shape)`` of any dtype that casts to the primal's."""
+    """Joins a primal ``(*shape)`` and tangents ``(K, *shape)`` of any dtype that casts to the primal's.
+
+    Args:
+        primal: The value.
+        tangents: Its tangents.
+
+    Returns:
+        The value with its tangents.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if tangents.shape[1:] != primal.shape or tangents.dim() != primal.dim() + 1:
+        raise ValueError(
+            f"dual: the primal has shape {tuple(primal.shape)}, so that tangents are (K, "
+            f"{', '.join(map(str, primal.shape))}); got {tuple(tangents.shape)}"
+        )
     stack = primal.new_empty((1 + tangents.shape[0], *primal.shape))
     stack[0].copy_(primal)
     stack[1:].copy_(tangents)

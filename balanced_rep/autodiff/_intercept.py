@@ -215,7 +215,9 @@ def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwar
     with _PLAINLY():
         if entry.kind == "view" and args and isinstance(args[0], Dual) and args[0].is_apart:
             return view_apart(entry.fn, args[0], args[1:], kwargs)
-        if entry.kind in ("view", "structure", "library"):
+        if entry.kind == "library":
+            return _apply_of_library(session, entry, args, kwargs)
+        if entry.kind in ("view", "structure"):
             return entry.fn(*args, **kwargs)
         if not torch._C._is_any_autocast_enabled():
             return entry.fn(*args, **kwargs)
@@ -223,6 +225,30 @@ def _apply(session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwar
         if not torch.is_autocast_enabled(device):
             return entry.fn(*args, **kwargs)
         return _apply_under_autocast(session, entry, func, args, kwargs, device)
+
+
+def _apply_of_library(session: Session, entry: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A rule of somebody else: what would make a wrong tangent without an error is looked for."""
+    given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Dual)]
+    stacks = [x.stack for x in given]
+    before = [_version(s) for s in stacks]
+    result = entry.fn(*args, **kwargs)
+    leaves = pytree.tree_leaves(result)
+    found = [x for x in leaves if isinstance(x, Dual)]
+    problem = ""
+    if any(x.slots != session.n_slots for x in found):
+        problem = f"returned {found[0].slots - 1} tangents, where {session.n_slots - 1} were given"
+    elif not found and any(isinstance(x, Tensor) and x.is_floating_point() for x in leaves):
+        problem = "returned values without tangents; if they are zero, return dual(y, zeros)"
+    elif [_version(s) for s in stacks] != before:
+        problem = "wrote into its arguments"
+    if problem:
+        raise UnsupportedError(f"br.jvp: the rule that was registered for {entry.name}{calling_module()} {problem}")
+    return result
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def _apply_under_autocast(

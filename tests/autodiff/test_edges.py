@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep import representation_stats
-from balanced_rep.autodiff import UnsupportedError, jvp
+from balanced_rep.autodiff import Dual, UnsupportedError, dual, jvp, register_rule
+from balanced_rep.autodiff._registry import RULES
 
 LARGE = torch.sin(torch.arange(24.0, dtype=torch.float64) ** 1.5).view(3, 4, 2)
 # What moves may be smaller than what does not: more dims, larger dims, or both.
@@ -273,3 +275,61 @@ def test_measures_from_counts_have_no_tangent(draw: Callable):
     for f in (lambda s: s.gini(), lambda s: s.quantile(0.5), lambda s: s.topk_share(3)):
         with pytest.raises(RuntimeError, match="has no derivative"):
             jvp(lambda x, f=f: f(representation_stats(x, histogram=True)), draw(2, 9), draw(1, 2, 9))
+
+
+@torch.library.custom_op("tests_edges::cube", mutates_args=())
+def _cube(x: Tensor, scale: float) -> Tensor:
+    return scale * x**3
+
+
+def _written(x: Dual, scale: float) -> Dual:
+    x.stack.mul_(2)
+    return x
+
+
+BAD_RULES: dict[str, tuple[Callable, type[Exception], str]] = {
+    "no tangents": (lambda x, s: s * x.primal**3, UnsupportedError, "returned values without tangents"),
+    "too few": (lambda x, s: dual(x.primal, x.tangents[:1]), UnsupportedError, "returned 1 tangents, where 3"),
+    "would broadcast": (lambda x, s: dual(x.primal, x.tangents[:, :1]), ValueError, r"got \(3, 1, 4\)"),
+    "one alone": (lambda x, s: dual(x.primal, x.tangents[0]), ValueError, r"\(K, 2, 4\); got \(2, 4\)"),
+    "writes": (_written, UnsupportedError, "wrote into its arguments"),
+    "other arguments": (lambda x: x, TypeError, "takes 1 positional argument but 2 were given"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RULES)
+def test_a_registered_rule_that_is_wrong(name: str, draw: Callable):
+    rule, error, message = BAD_RULES[name]
+    register_rule(_cube, rule)
+    try:
+        with pytest.raises(error, match=message):
+            jvp(lambda x: _cube(x * 1, 2.0), draw(2, 4), draw(3, 2, 4))
+    finally:
+        _forget(_cube)
+
+
+def _forget(op: Any) -> None:
+    packet = op._opoverload.overloadpacket
+    for key in (op._opoverload, packet, *(getattr(packet, name) for name in packet.overloads())):
+        RULES.pop(key, None)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.mT, lambda x: x[..., ::2], lambda x: x.expand(3, 2, 4)])
+@pytest.mark.parametrize("how", ["op", "keyword", "overload", "packet"])
+def test_a_registered_rule_serves_every_form(how: str, layout: Callable, k: int, draw: Callable):
+    calls = {
+        "op": lambda x: _cube(x, 2.0),
+        "keyword": lambda x: _cube(x=x, scale=2.0),
+        "overload": lambda x: torch.ops.tests_edges.cube.default(x, 2.0),
+        "packet": lambda x: torch.ops.tests_edges.cube(x, scale=2.0),
+    }
+    register_rule(_cube, lambda x, scale: dual(scale * x.primal**3, 3 * scale * x.primal**2 * x.tangents))
+    try:
+        x, t = draw(2, 4), draw(k, 2, 4)
+        y, jv = jvp(lambda x: calls[how](layout(x + 1)) * 1, x, t, strict=True)
+    finally:
+        _forget(_cube)
+    want = [torch.func.jvp(lambda x: 2 * layout(x + 1) ** 3, (x,), (v,)) for v in t]
+    torch.testing.assert_close(y, want[0][0])
+    torch.testing.assert_close(jv, torch.stack([w for _, w in want]))
