@@ -55,7 +55,7 @@ def jacobians(settings: Settings, tell: Tell) -> Part:
     five = five - five.mean(0)
     memory = theory.train_dae(five, 20, sigma=SIGMA, lam=0.01, seed=settings.seed).model
     general = theory.train_dae(
-        images, 16, sigma=SIGMA, lam=0.01, loss="sampled", batch_size=256, steps=1500, lr=0.01, seed=settings.seed
+        images, 16, sigma=SIGMA, lam=0.01, loss="sampled", batch_size=256, steps=4500, lr=0.01, seed=settings.seed
     ).model
     g = torch.Generator().manual_seed(settings.seed)
     groups: dict[str, dict[str, Tensor]] = {}

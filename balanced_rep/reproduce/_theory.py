@@ -31,7 +31,7 @@ def _five(images: Tensor, seed: int) -> Tensor:
 
 def _generalize(images: Tensor, seed: int) -> ReLUDAE:
     return theory.train_dae(
-        images, 16, sigma=SIGMA, lam=LAM, loss="sampled", batch_size=256, steps=1500, lr=0.01, seed=seed
+        images, 16, sigma=SIGMA, lam=LAM, loss="sampled", batch_size=256, steps=4500, lr=0.01, seed=seed
     ).model
 
 

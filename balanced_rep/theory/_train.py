@@ -195,7 +195,7 @@ def train_dae(
             on_step(step + 1, float(losses[step]))
     _check_finite(losses, rate)
     full = [W.detach() if basis is None else basis @ W.detach() for W in (W1, W2)]
-    model = ReLUDAE(full[0], None if tied else full[1], sigma=sigma, sample_shape=sample_shape).requires_grad_(False)
+    model = ReLUDAE(full[0], None if tied else full[1], sigma=sigma, sample_shape=sample_shape)
     return TrainedDAE(model.requires_grad_(False).eval(), losses)
 
 
