@@ -70,7 +70,7 @@ def corollaries(settings: Settings, tell: Tell) -> Part:
         Claim(
             "With more units than samples, the weights become the training samples: W = (r_1 x_1 ... r_n x_n 0 ... "
             "0), r_i^2 = (|x_i|^2 - n lambda) / (|x_i|^4 + sigma^2 |x_i|^2).", "Corollary 3.2",
-            f"least cosine {cosine:.5f}, norms within {100 * ratio:.1g} %; training runs: {len(stored)}",
+            f"least cosine {cosine:.5f}, norms within {100 * ratio:.2g} %; training runs: {len(stored)}",
             "cosine >= 0.999 and norms within 1 %", judge(cosine >= 0.999 and ratio <= 0.01, cosine >= 0.99),
         )
     )  # fmt: skip
@@ -374,7 +374,7 @@ def ablation(settings: Settings, tell: Tell) -> Part:
     holds = {at: least[at] >= 0.99 and off[at] < 0.05 for at in least}
     measured = "; ".join(
         f"sigma {sigma:g}, {'true' if loss == 'sampled' else 'fixed-activation'} loss: cosine >= "
-        f"{least[sigma, loss]:.3f}, norms within {100 * off[sigma, loss]:.1g} %"
+        f"{least[sigma, loss]:.3f}, norms within {100 * off[sigma, loss]:.2g} %"
         for sigma, loss in least
     )
     part.claims.append(
