@@ -253,26 +253,6 @@ def statistics_table(rows: list[Row], threads: str) -> str:
     return "\n".join(lines)
 
 
-def summary_table(rows: list[Row], threads: str = "1") -> str:
-    """What a reader wants first: float32 and bfloat16 rows and columns, and how many times longer each peer takes."""
-    peers = {
-        "torch.std": "`torch.std` alone",
-        "torch.compile": "nine measures, `torch.compile`",
-        "eager": "the nine, eager",
-        "numpy": "the nine, numpy",
-    }
-    lines = [f"| activation | over | ten sums, ms | {' | '.join(peers.values())} |"]
-    lines.append("|---|---|--:|" + "--:|" * len(peers))
-    for ours in pick(rows, section="statistics", candidate=OURS, threads=threads, dtype=("float32", "bfloat16")):
-        if ours["layout"] == "all":
-            continue
-        same = pick(rows, **{key: ours[key] for key in ("section", "shape", "layout", "dtype", "threads")})
-        ratio = {row["candidate"]: f"{float(row['ratio']):.{1 if float(row['ratio']) < 10 else 0}f}x" for row in same}
-        cells = [f"{ours['shape']} {SHORT[ours['dtype']]}", ours["layout"], f"{float(ours['ms']):.2f}"]
-        lines.append("| " + " | ".join([*cells, *(ratio.get(peer, "") for peer in peers)]) + " |")
-    return "\n".join(lines)
-
-
 def short_table(rows: list[Row], section: str, threads: str) -> str:
     """A section in full: every candidate with its time and spread, and its multiple of the first one."""
     lines = ["| case | candidate | ms | 20 % to 80 % | x |", "|---|---|--:|--:|--:|"]
@@ -325,6 +305,9 @@ def markdown(table: str = "bars", threads: str = "1") -> str:
         module = importlib.import_module(f"{__package__}._detection_report" if __package__ else "_detection_report")
         return module.markdown(table, read(RESULTS / "detection.csv"))
     moments, accuracy = read(RESULTS / "moments.csv"), read(RESULTS / "accuracy.csv")
+    if table == "summary":
+        module = importlib.import_module(f"{__package__}._summary" if __package__ else "_summary")
+        return module.markdown(moments) if moments else NOTHING
     if table == "record":
         record = read(RESULTS / "record.csv")
         return f"{record_table(record)}\n\n{machine_line(record)}" if record else NOTHING
@@ -337,8 +320,6 @@ def markdown(table: str = "bars", threads: str = "1") -> str:
         return f"{bars_table(bars)}\n\n{machine_line(moments)}"
     if table == "machine":
         return machine_line(moments)
-    if table == "summary":
-        return f"{summary_table(moments, threads)}\n\n{machine_line(moments)}"
     if table == "statistics":
         return statistics_table(moments, threads)
     return short_table(moments, table, threads)
