@@ -10,7 +10,7 @@ from torch import Tensor
 from balanced_rep.linalg._certificate import by_difference, certified
 from balanced_rep.linalg._exact import exact_triples
 from balanced_rep.linalg._krylov import Found, Space, search
-from balanced_rep.linalg._matrix import Dense, exponent_outside, survey
+from balanced_rep.linalg._matrix import Dense, exponent_outside, scaled_by, survey
 from balanced_rep.linalg._plan import Options, Plan, make_plan
 from balanced_rep.linalg._result import SVDInfo, SVDResult
 from balanced_rep.linalg._small import double, positive_pivots, real
@@ -92,7 +92,7 @@ def _decompose(A: Tensor, first: int, plan: Plan, options: Options, lead: torch.
     exponent = exponent_outside(seen.absmax, dtype)
     scaled = bool(exponent.any())
     if scaled:
-        A = _scaled(A, -exponent)
+        A = scaled_by(A, -exponent)
         seen = survey(A)
     M = Dense(A, seen.norm_squared)
     part = _exact(M, plan) if plan.exact or A.numel() == 0 else _krylov(M, plan, options, first)
@@ -108,14 +108,6 @@ def _decompose(A: Tensor, first: int, plan: Plan, options: Options, lead: torch.
         raise ValueError(f"randomized_svd: the largest singular value is out of the range of {dtype}; scale A down")
     part.U, part.S, part.Vh = left.mH, S, right
     return part
-
-
-def _scaled(A: Tensor, exponent: Tensor) -> Tensor:
-    """``A * 2^exponent``, in two steps that both stay in range."""
-    half = exponent.div(2, rounding_mode="floor")
-    for e in (half, exponent - half):
-        A = A * torch.exp2(e.to(real(A.dtype)))[:, None, None]
-    return A
 
 
 def _exact(M: Dense, plan: Plan) -> _Part:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from balanced_rep.linalg._matrix import exponent_outside, scaled_by
 from balanced_rep.linalg._small import double
 
 __all__ = ["Centred", "External", "Turned", "is_operator"]
@@ -41,7 +42,7 @@ class External:
     norm_squared: Tensor | None
 
     def __init__(self, A: Any, check_finite: bool = True) -> None:
-        shape = tuple(int(s) for s in A.shape)
+        shape = tuple(int(s) for s in A.shape or ())
         if len(shape) not in (2, 3):
             raise ValueError(f"randomized_svd: the operator has shape {shape}; expected is (m, n) or (batch, m, n)")
         self._A, self._check, self.stacked = A, check_finite, len(shape) == 3
@@ -55,8 +56,24 @@ class External:
                 f"randomized_svd: the operator has dtype {dtype}; a floating-point or complex one is needed"
             )
         self.device = torch.device(getattr(A, "device", None) or "cpu")
-        self.norm_squared = _stored_norm(A)
-        self.columns = 0
+        self.norm_squared, self.columns = None, 0
+        self.exponent = torch.zeros(self.batch, dtype=torch.int32, device=self.device)
+        if (entries := _stored_magnitudes(A)) is not None:
+            exponent = self.scale(entries.amax().reshape(1) if entries.numel() else entries.new_zeros(1))
+            self.norm_squared = scaled_by(entries.reshape(1, 1, -1), -exponent).square().sum((-2, -1))
+
+    def scale(self, largest: Tensor) -> Tensor:
+        """Divides the operator by a power of two where its numbers are so large or small that squares leave the range.
+
+        Args:
+            largest: A magnitude that tells the size of each matrix, ``(B,)``.
+
+        Returns:
+            The exponents ``(B,)``.
+        """
+        exponent = exponent_outside(largest.double(), self.dtype)
+        self.exponent = self.exponent + exponent
+        return exponent
 
     def forward(self, R: Tensor) -> Tensor:
         """``R A^H``, by ``A @ R^H``, checked."""
@@ -98,7 +115,8 @@ class External:
         try:
             got = operator @ (given.contiguous().cpu().numpy() if self.is_numpy else given.contiguous())
         except (NotImplementedError, TypeError) as error:  # scipy calls a product that was not given
-            raise TypeError(f"randomized_svd: {name} of {kind} cannot be computed: {error}") from error
+            hint = " (a LinearOperator needs rmatvec or rmatmat)" if self.is_numpy else ""
+            raise TypeError(f"randomized_svd: {name} of {kind} cannot be computed: {error}{hint}") from error
         if isinstance(got, np.ndarray):
             got = torch.from_numpy(np.ascontiguousarray(got)).to(self.device)
         if not isinstance(got, Tensor):
@@ -117,7 +135,7 @@ class External:
         got = got.detach() if self.stacked else got.detach().unsqueeze(0)
         if self._check and not bool(got.isfinite().all()):
             raise ValueError(f"randomized_svd: {name} of {kind} gave NaN or infinity (check_finite=False to go on)")
-        return got
+        return scaled_by(got, -self.exponent) if bool(self.exponent.any()) else got
 
 
 class Turned:
@@ -134,6 +152,10 @@ class Turned:
     def columns(self) -> int:
         """Columns applied so far."""
         return self.inner.columns
+
+    def scale(self, largest: Tensor) -> Tensor:
+        """As of the operator itself."""
+        return self.inner.scale(largest)
 
     def forward(self, R: Tensor) -> Tensor:
         """``R A``."""
@@ -168,6 +190,12 @@ class Centred:
         """Columns applied so far."""
         return self._inner.columns
 
+    def scale(self, largest: Tensor) -> Tensor:
+        """As of the operator itself."""
+        exponent = self._inner.scale(largest)
+        self._mean = scaled_by(self._mean, -exponent)
+        return exponent
+
     def forward(self, R: Tensor) -> Tensor:
         """``R (A - 1 mean)^H``."""
         R = R.to(self._mean.dtype)
@@ -197,13 +225,13 @@ def _torch_dtype(dtype: Any) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
 
 
-def _stored_norm(A: Any) -> Tensor | None:
-    """Squared Frobenius norm of a sparse matrix, whose entries can be looked at; None for an operator."""
+def _stored_magnitudes(A: Any) -> Tensor | None:
+    """Magnitudes of the entries of a sparse matrix, float64 ``(nnz,)``; None for an operator, which shows none."""
     if isinstance(A, Tensor):
         values = A.coalesce().values() if A.layout == torch.sparse_coo else A.values()
-        return values.detach().to(double(values.dtype)).abs().square().sum().reshape(1)
+        return values.detach().to(double(values.dtype)).abs().flatten()
     if type(A).__module__.startswith("scipy.sparse") and hasattr(A, "nnz"):
         copy = A.tocoo(copy=True)
         copy.sum_duplicates()
-        return torch.tensor([float((np.abs(copy.data.astype(np.complex128)) ** 2).sum())], dtype=torch.float64)
+        return torch.from_numpy(np.abs(copy.data.astype(np.complex128)))
     return None

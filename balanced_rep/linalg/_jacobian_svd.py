@@ -15,7 +15,7 @@ from balanced_rep.linalg._certificate import lower_tail
 from balanced_rep.linalg._dense import clamp_note, dense_svd
 from balanced_rep.linalg._jacobian_search import JacobianProgress, Products, Settings, Triples, search_jacobian
 from balanced_rep.linalg._operator import JacobianOperator
-from balanced_rep.linalg._plan import Options
+from balanced_rep.linalg._plan import Options, as_integer
 from balanced_rep.linalg._result import ConvergenceWarning, SVDInfo, SVDResult
 from balanced_rep.linalg._small import positive_pivots
 
@@ -81,7 +81,7 @@ def jacobian_svd(
 
     Raises:
         ValueError: If an argument is out of range, or a product holds NaN or infinities.
-        TypeError: If x is no floating-point tensor, or f returns none.
+        TypeError: If x is no floating-point tensor, or f returns none; if k, block or rounds is no integer.
 
     Example:
         >>> import torch
@@ -90,7 +90,11 @@ def jacobian_svd(
         >>> torch.allclose(S, 3 * x[-4:].flip(0) ** 2, rtol=1e-4)
         True
     """
-    _check(k, mode, tol, block, rounds, precision, progress)
+    _check(mode, tol, precision, progress)
+    k, block, rounds = (
+        as_integer(f"jacobian_svd: {name}", value, least)
+        for name, value, least in (("k", k, 0), ("block", block, 1), ("rounds", rounds, 1))
+    )
     options = Options.checked(k, None, 8, None, None, "full", False, seed, check_finite)
     call = {"batch": batch, "output": output, "chunk_size": chunk_size, "kwargs": kwargs}
     J = JacobianOperator(f, x, **call)
@@ -118,17 +122,11 @@ def is_formed(n: int, k: int) -> bool:
     return n <= 4 * (k + 8)
 
 
-def _check(
-    k: int, mode: str, tol: float, block: int, rounds: int, precision: str, progress: Callable[..., object] | None
-) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-        raise ValueError(f"jacobian_svd: k={k!r}; an integer of at least 0 is needed")
+def _check(mode: str, tol: float, precision: str, progress: Callable[..., object] | None) -> None:
     if mode not in MODES:
         raise ValueError(f"jacobian_svd: mode={mode!r}; known are {', '.join(map(repr, MODES))}")
     if not 0 < tol < 1:
         raise ValueError(f"jacobian_svd: tol={tol}; expected is a number between 0 and 1")
-    if block < 1 or rounds < 1:
-        raise ValueError(f"jacobian_svd: block={block} and rounds={rounds}; both must be at least 1")
     if precision not in ("full", "bfloat16"):
         raise ValueError(f"jacobian_svd: precision={precision!r}; known are 'full' and 'bfloat16'")
     if progress is not None and not callable(progress):

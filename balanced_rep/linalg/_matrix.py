@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._small import aligned, double, padded, product
+from balanced_rep.linalg._small import aligned, double, padded, product, real
 from balanced_rep.ops.moments import FIELDS, moments
 
-__all__ = ["Dense", "Products", "Survey", "survey"]
+__all__ = ["Dense", "Products", "Survey", "exponent_outside", "scaled_by", "survey"]
 
 PANEL = 2**20  # entries of M that are converted at a time
 
@@ -96,6 +96,14 @@ def exponent_outside(absmax: Tensor, dtype: torch.dtype) -> Tensor:
     real = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
     exponent = torch.frexp(absmax).exponent
     return torch.where((exponent.abs() > SAFE_EXPONENTS[real]) & (absmax > 0) & absmax.isfinite(), exponent, 0)
+
+
+def scaled_by(A: Tensor, exponent: Tensor) -> Tensor:
+    """``A * 2^exponent`` for ``A (B, m, n)`` and ``exponent (B,)``, in two steps that both stay in range."""
+    half = exponent.div(2, rounding_mode="floor")
+    for e in (half, exponent - half):
+        A = A * torch.exp2(e.to(real(A.dtype)))[:, None, None]
+    return A
 
 
 class Dense:

@@ -13,6 +13,7 @@ from balanced_rep.linalg._certificate import PROBES, by_difference, by_probes
 from balanced_rep.linalg._dense import clamp_note, dense_svd
 from balanced_rep.linalg._external import Centred, External, Turned
 from balanced_rep.linalg._krylov import search
+from balanced_rep.linalg._matrix import scaled_by
 from balanced_rep.linalg._plan import Options, Plan, make_plan
 from balanced_rep.linalg._result import SVDInfo, SVDResult
 from balanced_rep.linalg._small import double, gaussian, positive_pivots, real
@@ -41,8 +42,13 @@ def operator_svd(A: Any, options: Options) -> SVDResult:
             result = dense_svd(_dense(M), replace(options, center=False))
         else:
             result = _iterated(M, plan, options)
+            if options.rounds is None and not bool(result.info.converged.all()):  # as many products as its columns are
+                result = dense_svd(_dense(M), replace(options, center=False))
+                note = f"from the whole matrix: the iteration came near its size before tol={options.tol}"
+                result = SVDResult(*result, info=replace(result.info, notes=(*result.info.notes, note)))
     info = replace(result.info, passes=torch.full_like(result.info.rounds, inner.columns))
-    triple = list(result)
+    U, S, Vh = result
+    triple = [U, torch.ldexp(S, inner.exponent.unsqueeze(-1)), Vh]
     if not inner.stacked:
         triple, info = [value.squeeze(0) for value in triple], info.map(lambda value: value.squeeze(0))
     if inner.is_numpy:
@@ -65,6 +71,7 @@ def _iterated(A: External | Centred, plan: Plan, options: Options) -> SVDResult:
     if total is None:
         G = gaussian(items, PROBES, M.short, seed=options.seed, stream=PROBE_STREAM, dtype=double(M.dtype))
         image = M.forward(G).to(G.dtype)
+        image = scaled_by(image, -M.scale(image.abs().amax((-2, -1))))
         total = image.abs().square().sum((-2, -1)) / PROBES
     found = search(
         M, plan.k, keep=plan.k, block=plan.block, rounds=plan.rounds, tol=options.tol, items=items,

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["Options", "Plan", "has_bfloat16", "make_plan"]
+__all__ = ["Options", "Plan", "as_integer", "has_bfloat16", "make_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
 BLOCK_MULTIPLE = 16  # the width at which products of a wide matrix with a thin one reach their speed
+
+
+def as_integer(what: str, value: Any, least: int, hint: str = "") -> int:
+    """An argument that counts, from whatever is an integer: of numpy and torch too.
+
+    Args:
+        what: Function and argument, for messages.
+        value: As it was given.
+        least: The smallest that makes sense.
+        hint: Behind the message about a wrong type.
+
+    Returns:
+        The integer.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is too small.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{what}={value!r}; an integer of at least {least} is needed{hint}")
+    if number < least:
+        raise ValueError(f"{what}={number}; an integer of at least {least} is needed")
+    return number
 
 
 @dataclass(frozen=True)
@@ -61,21 +89,19 @@ class Options:
 
         Raises:
             ValueError: If one is out of range.
-            TypeError: If k is no integer.
+            TypeError: If a number that counts is no integer.
         """
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(f"randomized_svd: k is {k!r}; an integer is needed (a target error goes into tol)")
-        if k < 0:
-            raise ValueError(f"randomized_svd: k={k}; it must not be negative")
+        k = as_integer("randomized_svd: k", k, 0, " (a target error goes into tol)")
         if tol is not None and not 0 < tol < 1:
             raise ValueError(f"randomized_svd: tol={tol}; expected is a number between 0 and 1, or None")
-        for name, value, least in (("oversampling", oversampling, 0), ("block", block, 1), ("rounds", rounds, 1)):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"randomized_svd: {name}={value!r}; an integer of at least {least} is needed")
+        oversampling = as_integer("randomized_svd: oversampling", oversampling, 0)
+        block = None if block is None else as_integer("randomized_svd: block", block, 1)
+        rounds = None if rounds is None else as_integer("randomized_svd: rounds", rounds, 1)
         if precision not in PRECISIONS:
             raise ValueError(f"randomized_svd: precision={precision!r}; known are {', '.join(map(repr, PRECISIONS))}")
-        number, item = seed if isinstance(seed, tuple) else (seed, 0)
-        if not (0 <= number < 2**64 and 0 <= item < 2**39):
+        pair = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
+        number, item = (as_integer("randomized_svd: seed", value, 0, ", or (seed, item)") for value in pair)
+        if number >= 2**64 or item >= 2**39:
             raise ValueError(
                 f"randomized_svd: seed={seed!r}; expected is 0 to 2^64 - 1, or (seed, item) with an item below 2^39"
             )

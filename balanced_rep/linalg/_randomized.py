@@ -23,6 +23,8 @@ from balanced_rep.ops._guard import needs_reference
 
 __all__ = ["randomized_svd"]
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
 
 def randomized_svd(
     A: Any,
@@ -84,8 +86,10 @@ def randomized_svd(
     tensor, library = _as_tensor(A)
     if tensor.ndim < 2:
         raise ValueError(f"randomized_svd: A has shape {tuple(tensor.shape)}; at least two dims (..., m, n) are needed")
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.dtype not in DTYPES:
         raise TypeError(f"randomized_svd: A is {tensor.dtype}; convert it with A.float() or A.double()")
+    if tensor.is_meta:
+        raise TypeError("randomized_svd: A is on the meta device, where there are no numbers")
     if get_interpreter_stack() or needs_reference():
         raise TypeError(
             "randomized_svd: no rule for torch.func transforms. A batch needs no vmap, (..., m, n) is taken as it is; "
@@ -96,10 +100,11 @@ def randomized_svd(
             result = differentiable_svd(tensor, options)
         else:
             with torch.no_grad():
-                result = dense_svd(tensor.detach(), options)
+                result = dense_svd(tensor.detach().resolve_conj().resolve_neg(), options)
+        result = SVDResult(*(value.resolve_conj() for value in result), info=result.info)
     if library != "torch":
         info = result.info.map(lambda value: as_array(value, library))
-        result = SVDResult(*(as_array(value.resolve_conj().contiguous(), library) for value in result), info=info)
+        result = SVDResult(*(as_array(value.contiguous(), library) for value in result), info=info)
     return _warned(result)
 
 
@@ -110,11 +115,11 @@ def _as_tensor(A: Any) -> tuple[Tensor, str]:
 
 
 def _warned(result: SVDResult) -> SVDResult:
-    converged = result.info.converged
+    converged = torch.as_tensor(result.info.converged)
     if not bool(converged.all()):
         missing = int((~converged).sum())
         warnings.warn(
-            f"{missing} of {converged.size if isinstance(converged, np.ndarray) else converged.numel()} decompositions "
+            f"{missing} of {converged.numel()} decompositions "
             f"did not reach tol in the rounds allowed; info.converged says which. Allow more rounds, or a larger tol.",
             ConvergenceWarning,
             stacklevel=3,

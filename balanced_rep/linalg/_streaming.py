@@ -29,6 +29,7 @@ from balanced_rep.ops._arrays import as_tensor
 __all__ = ["PCAResult", "StreamingPCA"]
 
 GRAM_LIMIT = 8192
+LARGEST = 1e150  # numbers whose squares are far within float64; the reciprocal too
 MODES = ("auto", "gram", "incremental")
 WHOLE_SPECTRUM = 1024  # up to here all eigenvalues of a scatter matrix are computed, beyond it the leading ones
 TOLERANCE = 1e-6  # of the leading eigenvalues' share, where only these are computed
@@ -135,7 +136,8 @@ class StreamingPCA:
             Itself.
 
         Raises:
-            ValueError: If the last dim is another, or a row holds NaN or infinity; nothing is added then.
+            ValueError: If the last dim is another, or a row holds NaN, infinity or a number beyond 1e150; nothing is
+                added then.
             TypeError: If X is not real floating point.
         """
         rows, _ = as_tensor(X)
@@ -146,6 +148,9 @@ class StreamingPCA:
         rows = rows.detach().reshape(-1, self.n_features).to(self._mean)
         if not bool((finite := rows.isfinite().all(-1)).all()):
             raise ValueError(f"StreamingPCA: row {int((~finite).nonzero()[0])} of X holds NaN or infinity")
+        largest = float(rows.abs().amax()) if rows.numel() else 0.0
+        if largest > LARGEST:
+            raise ValueError(f"StreamingPCA: X reaches {largest:.3g}, whose square is out of range; scale it down")
         if self.mode == "gram":
             self._add_gram(rows)
             return self
@@ -192,7 +197,7 @@ class StreamingPCA:
             The components, fewer than k if there are fewer features or rows.
 
         Raises:
-            ValueError: If nothing was seen, or k is out of range.
+            ValueError: If nothing was seen, the squares of what was seen are all zero, or k is out of range.
         """
         k = self.k if k is None else k
         if self.n_samples == 0:
@@ -201,6 +206,8 @@ class StreamingPCA:
         if k < 1 or min(k, self.n_features) > most:
             raise ValueError(f"StreamingPCA: k={k}; expected is 1 to {most}")
         _, mean, rows, energy = self._state()
+        if float(energy) == 0 and 0 < (size := float(mean.abs().amax())) < 1 / LARGEST:
+            raise ValueError(f"StreamingPCA: the mean is {size:.3g}; squares of such numbers vanish, scale X up")
         wanted = min(k, self.n_features, self.n_samples)
         theta, Vh, tail = _leading(rows, wanted, energy, self.mode == "gram")
         _, Vh = positive_pivots(Vh.unsqueeze(0), Vh.unsqueeze(0))

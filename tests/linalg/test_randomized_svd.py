@@ -325,6 +325,10 @@ def test_bad_arguments():
         ({"k": -1}, ValueError, "k=-1"),
         ({"k": 0.1}, TypeError, "a target error goes into tol"),
         ({"k": True}, TypeError, "integer"),
+        ({"k": torch.tensor(3.0)}, TypeError, "integer"),
+        ({"k": 3, "seed": None}, TypeError, r"seed=None; an integer of at least 0 is needed, or \(seed, item\)"),
+        ({"k": 3, "seed": (1, 2, 3)}, TypeError, r"seed=\(1, 2, 3\)"),
+        ({"k": 3, "block": 2.0}, TypeError, r"block=2\.0"),
         ({"k": 3, "tol": 0.0}, ValueError, "between 0 and 1"),
         ({"k": 3, "oversampling": -1}, ValueError, "oversampling=-1"),
         ({"k": 3, "block": 0}, ValueError, "block=0"),
@@ -337,14 +341,34 @@ def test_bad_arguments():
             br.randomized_svd(A, **arguments)
     with pytest.raises(ValueError, match="at least two dims"):
         br.randomized_svd(A[0], 3)
-    with pytest.raises(TypeError, match=r"int64; convert it"):
-        br.randomized_svd(A.long(), 3)
+    for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=f"{dtype}; convert it"):
+            br.randomized_svd(A.to(dtype), 3)
+    with pytest.raises(TypeError, match="meta device"):
+        br.randomized_svd(A.to("meta"), 3)
     with pytest.raises(TypeError, match="int64"):
         br.randomized_svd(np.ones((3, 3), dtype=np.int64), 3)
     with pytest.raises(TypeError, match="got list"):
         br.randomized_svd([[1.0]], 1)
     with pytest.raises(ValueError, match=r"out of the range of torch\.float32"):
         br.randomized_svd(torch.full((300, 200), 3e38), 3)
+
+
+@pytest.mark.parametrize("five", [torch.tensor(5), np.int64(5), np.array(5)], ids=["torch", "numpy", "0-d array"])
+def test_integers_of_other_libraries(five):
+    A = normal(60, 50)
+    got = br.randomized_svd(A, five, block=five, rounds=five, seed=five)
+    assert torch.equal(got.U, br.randomized_svd(A, 5, block=5, rounds=5, seed=5).U)
+    assert got.info.seed == 5
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (30, 20)], ids=str)
+def test_views_that_are_conjugated_or_negated(shape):
+    A = normal(*shape, dtype=torch.complex128)
+    for view in (A.mH, A.conj(), A.imag, torch._neg_view(A.real), A.mH.imag):
+        got, want = (br.randomized_svd(B, 4) for B in (view, view.resolve_conj().resolve_neg().clone()))
+        assert torch.equal(got.S, want.S)
+        assert not any(value.is_conj() or value.is_neg() for value in got)
 
 
 def test_transforms_are_refused():

@@ -217,6 +217,11 @@ def test_bad_arguments():
         br.StreamingPCA(3, 1, mode="sketch")
     with pytest.raises(ValueError, match="cannot hold k=6"):
         br.StreamingPCA(30, 6, keep=5)
+    for mode in ("gram", "incremental"):
+        with pytest.raises(ValueError, match=r"X reaches .*e\+200, whose square is out of range"):
+            br.StreamingPCA(30, 3, mode=mode).update(1e200 * normal(50, 30))
+        with pytest.raises(ValueError, match="squares of such numbers vanish"):
+            br.StreamingPCA(30, 3, mode=mode).update(1e-200 * normal(50, 30)).finalize()
     with pytest.raises(ValueError, match="no rows yet"):
         br.StreamingPCA(3, 1).finalize()
     pca = br.StreamingPCA(30, 3, mode="incremental").update(normal(9, 30))

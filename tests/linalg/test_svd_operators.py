@@ -226,3 +226,29 @@ def test_operators_that_cannot_be_used():
         br.randomized_svd(Operator(A.expand(2, 2, -1, -1)), K)
     with pytest.raises(TypeError, match="floating-point or complex"):
         br.randomized_svd(scipy.sparse.csr_array(A.numpy().astype(int)), K)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e300])
+@pytest.mark.parametrize("kind", ["operator", "wide", "centred", "sparse", "small"])
+def test_numbers_whose_squares_leave_the_range(kind, scale):
+    """Found once: singular values of 1e-200 came back as zeros, those of 1e200 as LAPACK's failure."""
+    A = with_spectrum(120, 90, spectrum("exp", 90, 4)).numpy()
+    A = A[:, :12] if kind == "small" else A
+    wrap = scipy.sparse.csr_matrix if kind == "sparse" else scipy.sparse.linalg.aslinearoperator
+    given = scale * (A.T if kind == "wide" else A + 3 if kind == "centred" else A)
+    block = None if kind == "small" else 4
+    found = br.randomized_svd(wrap(given), 4, tol=1e-6, block=block, center=kind == "centred")
+    true = np.linalg.svd(A - A.mean(0) if kind == "centred" else A, compute_uv=False)[:4]
+    np.testing.assert_allclose(found.S / scale, true, rtol=1e-5)
+    np.testing.assert_allclose(found.U.T @ found.U, np.eye(4), atol=1e-12)
+
+
+def test_no_convergence_of_a_numpy_operator_is_a_warning():
+    A = normal(300, 200, dtype=torch.float32).numpy()
+    operator = scipy.sparse.linalg.aslinearoperator(A)
+    with pytest.warns(ConvergenceWarning, match="1 of 1 decompositions did not reach tol"):
+        assert not br.randomized_svd(operator, 4, tol=1e-9, rounds=3, block=4).info.converged
+    found = br.randomized_svd(operator, 4, tol=1e-9, block=8)  # without a limit it ends as a matrix
+    assert found.info.converged
+    assert "from the whole matrix" in found.info.notes[-1]
+    np.testing.assert_allclose(found.S, np.linalg.svd(A, compute_uv=False)[:4], rtol=1e-6)
