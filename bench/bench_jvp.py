@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     row["peak_mb"] = common.significant(peak, 3)
                 rows += new
                 print(f"{name}, K = {k}: done", file=sys.stderr)
-            rows += accuracy(name, 4, args.small)
+            rows += accuracy(name, 2, args.small)
     common.write_csv(args.out, rows)
     read = _jvp_report.report.read(args.out)
     print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}")
