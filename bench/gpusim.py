@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import _common, roofline
+from bench import _common, gpu_networks, roofline
 from tests.gpusim import ptx
 from tests.gpusim.mutants import MUTANTS, compile_triton_mutants, verdict
 from tests.gpusim.package import OPS, run_cuda, run_triton
@@ -143,6 +143,28 @@ def sections() -> Iterator[str]:
         "Counts are scaled to 1 GiB of inputs and outputs; in brackets the time of a kernel that only moves these."
     )
     yield f"## Roofline (model)\n\n{assumed}\n\n{roofline.table(names, ROOFLINE_BYTES)}"
+    yield (
+        "## Whole networks (model)\n\nNetworks of true size in bfloat16, one sample, by the same model, function by "
+        "function, one launch each. Of `br.jvp`, fused ops move their inputs and outputs once, times the ratio counted "
+        "above; of eager `torch.func.vmap(jvp)`, bytes are passes over memory as `bench/gpu_networks.py` says, with "
+        "the matrix of scores in memory, since no fused attention of torch has a forward derivative. None was run."
+    )
+    yield from network_tables(counted)
+
+
+def network_tables(counted: list) -> Iterator[str]:
+    """What networks do with 16 tangents, and how long that and 4 would take."""
+    ratios: dict[str, float] = {}
+    for op, backend, _, traffic in counted:
+        if backend == "triton":
+            ratios[op.name] = max(ratios.get(op.name, 1.0), traffic.dram_ratio)
+    for name, (model, inputs) in gpu_networks.networks().items():
+        by_k = {k: gpu_networks.count(model, inputs, k, ratios) for k in (4, 16)}
+        heads = ["function, K = 16", "calls", "GFLOP, br.jvp", "MB, eager vmap(jvp)", "MB, br.jvp"]
+        yield f"### {name}\n\n{markdown(heads, gpu_networks.per_function(by_k[16]))}"
+        heads = ["model ms", "one forward", "batch of K + 1", "eager vmap(jvp)", "br.jvp"]
+        rows = [[f"K = {k}, {row[0]}", *row[1:]] for k, work in by_k.items() for row in gpu_networks.totals(work)]
+        yield markdown(heads, rows)
 
 
 def main() -> int:
