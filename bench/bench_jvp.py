@@ -77,8 +77,10 @@ class Case:
         sizes: dict[str, Any] = SMALL[name] if small else FULL.get(name, {})
         self.model, self.inputs = make(batch=batch, **sizes)
         self.make_last = lambda: make(batch=1, **sizes)[0].to(memory_format=torch.channels_last)
+        self.wide = {
+            key: torch.cat([v] * (1 + n_tangents)) if isinstance(v, Tensor) else v for key, v in self.inputs.items()
+        }
         x: Tensor = self.inputs.pop(self.argument)
-        self.wide = make(batch=(1 + n_tangents) * batch, **sizes)[1]
         tangents = torch.randn(n_tangents, *x.shape, generator=common.generator(2))
         self.cast(dtype, x, tangents)
 

@@ -43,7 +43,7 @@ class JacobianOperator:
         strict: Refuse functions without a multi-tangent rule.
         tangent_dtype: Lower precision for tangents of products with J, as in :func:`balanced_rep.autodiff.jvp`.
         reuse: Keep primal results between products. What they were computed from is compared at each product; where
-            it has changed, as after a step of training, they are computed and kept again.
+            it has changed, as after a step of training, they are computed again, and after a second time not kept.
         kwargs: Keyword arguments of ``f``.
 
     Raises:
