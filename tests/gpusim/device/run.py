@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 # Op to name and arguments of calls that are timed only: a reference in float64 would need ten times their memory.
+EIGH_SIZES = ((1024, 32), (512, 80), (256, 128))
+
+
+def _gram(batch: int, n: int) -> torch.Tensor:
+    x = _normal(torch.float64, batch, n, 3 * n)
+    return x @ x.mT
+
+
 LARGE: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
     "moments": {
         "4096 x 65536, float32": lambda: (_normal(torch.float32, 4096, 65536), 1, 0, 0, 0.1),
@@ -37,6 +45,7 @@ LARGE: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
         "max of 32 x 1280 x 64 x 64, bfloat16": lambda: (_normal(torch.bfloat16, 32, 1280, 64, 64), 1, 2, 1, 0.1),
     },
     "philox_normal": {"4096 x 65536": lambda: (torch.arange(4096, device="cuda"), 0, 65536)},
+    "gram_eigh": {f"{batch} of {n} x {n}": lambda n=n, batch=batch: (_gram(batch, n),) for batch, n in EIGH_SIZES},
     "attention_jvp": {
         "2 x 8 heads, 4096 x 64, 4 tangents, bfloat16": lambda: (
             *(_normal(torch.bfloat16, 2, 8, 4096, 64) for _ in range(3)),
