@@ -107,7 +107,7 @@ def bars(groups: Mapping[str, Tensor], *, ylabel: str) -> Any:
         axis.bar(range(len(heights)), _array(heights), color=colour, width=0.8)
         axis.set_title(title)
         axis.set_xlabel("unit")
-        axis.set_xticks(range(0, len(heights), 1 if len(heights) < 8 else 5))
+        axis.set_xticks(range(0, len(heights), 1 if len(heights) < 8 else 5 if len(heights) < 32 else 20))
         axis.set_ylim(0, 1.05 * max(_array(h).max() for h in groups.values()))
     axes[0].set_ylabel(ylabel)
     return figure
@@ -134,6 +134,7 @@ def histograms(charts: Mapping[str, Mapping[str, Tensor]], *, xlabel: str | Sequ
             axis.hist(
                 v, edges, weights=weights, histtype="stepfilled", color=(colour, 0.25), edgecolor=colour, label=name
             )
+        axis.locator_params(axis="x", nbins=5)
         axis.set_title(title)
         axis.set_xlabel(label)
     axes[0].set_ylabel("% of the group")

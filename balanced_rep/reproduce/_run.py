@@ -12,11 +12,12 @@ import torch
 
 from balanced_rep._version import __version__
 from balanced_rep.reproduce._detection import digits_table, dose, networks
+from balanced_rep.reproduce._hybrid import hybrid
 from balanced_rep.reproduce._jacobian import jacobians
 from balanced_rep.reproduce._page import write_page
 from balanced_rep.reproduce._part import Part, Settings, Tell
 from balanced_rep.reproduce._steering import steering
-from balanced_rep.reproduce._theory import ablation, corollaries, hybrid, sampling
+from balanced_rep.reproduce._theory import ablation, corollaries, sampling
 
 __all__ = ["EXPERIMENTS", "reproduce"]
 
