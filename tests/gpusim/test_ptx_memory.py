@@ -725,6 +725,7 @@ def test_lanes_that_differ_by_rounding_are_ambiguous():
     one = int(np.float32(1).view(np.uint32))
     result = run_body(body.format(one), [empty(1, np.float32)])
     assert kinds(result) == {"ambiguous"}
+    assert kinds(run_body(body.format(1_000_000), [empty(1, np.uint32)])) == {"race"}  # neighbouring indices
     result.check(allow=frozenset({"ambiguous"}))
     with pytest.raises(ptx.GpuIssues, match="AMBIGUOUS"):
         result.check()
