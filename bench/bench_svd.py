@@ -1,6 +1,6 @@
 """Randomized SVD against its peers at equal error, the Jacobian's in network passes and seconds, streams.
 
-    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; ten minutes, mostly peers
+    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; some 12 minutes, mostly peers
     pytest bench --benchmark-only                # single calls, with pytest-benchmark
 
 Equal error: of our calls with 3, 4, 5, ... rounds, the fastest one counts whose Frobenius error exceeds that of the
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import _common as common  # before torch
-import _models
 import _svd_data as data
 import numpy as np
 import pytest
@@ -30,7 +29,6 @@ import balanced_rep as br
 K, OVERSAMPLING = 32, 8
 ROUNDS = (3, 4, 5, 6, 7, 8, 10, 12)
 ROUNDING = 1e-6
-UNTRAINED = "DiT with random weights"  # no denoiser: its spectrum is flat; shown, but no bar
 TIMED = ("dense", "batch")
 SECTIONS = ("dense", "batch", "jacobian", "networks", "streaming", "certificate", "values")
 Row = dict[str, Any]
@@ -223,8 +221,8 @@ def _power_iteration(kind: str, p: data.Problem, k: int, limit: int = 120) -> Ro
 def networks(budget: float, small: bool) -> list[Row]:
     """Seconds on networks with n >= 3072 against the whole Jacobian (64 columns, scaled up) and its SVD."""
     k, rows = 4 if small else 16, []
-    for name in ("trained U-Net", "trained DiT", UNTRAINED):
-        f, x = _network(name, small)
+    for name in ("trained U-Net", "trained DiT"):
+        f, x = data.trained(name.removeprefix("trained "), 16 if small else 32, 20 if small else 350)
         n, columns = x.numel(), 16 if small else 64
         seen: list[Any] = []
         start = time.perf_counter()
@@ -246,18 +244,6 @@ def networks(budget: float, small: bool) -> list[Row]:
             })  # fmt: skip
         print(*(line(row) for row in rows[-2:]), sep="\n", flush=True)
     return rows
-
-
-def _network(name: str, small: bool) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    if name.startswith("trained"):
-        return data.trained(name.removeprefix("trained "), 16 if small else 32, 20 if small else 350)
-    model, inputs = _models.dit(**({"size": 8, "layers": 2, "heads": 2} if small else {}))
-    x = inputs.pop("hidden_states")
-
-    def denoise(v: Tensor) -> Tensor:  # x - sigma eps, as every noise-predicting network is used
-        return v - 0.5 * model(v, **inputs)[0][:, : v.shape[1]]
-
-    return denoise, x
 
 
 def streaming(budget: float, small: bool) -> list[Row]:
@@ -376,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1, 2], help="numbers of torch threads (default: 1 2)"
     )
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds of timing for each comparison (default: 8)")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds of timing for each comparison (default: 5)")
     parser.add_argument("--small", action="store_true", help="tiny problems: does it run at all")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "svd.csv", help="the CSV to write")
     args = parser.parse_args(argv)
