@@ -6,12 +6,13 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from balanced_rep._version import __version__
-from balanced_rep.reproduce._detection import digits_table, dose, networks
+from balanced_rep.reproduce._detection import digits_table, dose, network
 from balanced_rep.reproduce._hybrid import hybrid
 from balanced_rep.reproduce._jacobian import jacobians
 from balanced_rep.reproduce._page import write_page
@@ -30,11 +31,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ablation": ablation,
     "digits_table": digits_table,
     "dose": dose,
-    "networks": networks,
+    "unet": partial(network, kind="unet"),
+    "dit": partial(network, kind="dit"),
+    "prompted_unet": partial(network, kind="prompted unet"),
     "jacobians": jacobians,
     "steering": steering,
 }
-FULL_ONLY = ("networks",)
+FULL_ONLY = ("unet", "dit", "prompted_unet")
 
 
 def reproduce(
