@@ -1,6 +1,6 @@
 """Randomized SVD against its peers at equal error, the Jacobian's in network passes and seconds, streams.
 
-    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; some 12 minutes, mostly peers
+    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; 12 minutes, mostly peers
     pytest bench --benchmark-only                # single calls, with pytest-benchmark
 
 Equal error: of our calls with 3, 4, 5, ... rounds, the fastest one counts whose Frobenius error exceeds that of the
