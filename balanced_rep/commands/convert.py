@@ -40,7 +40,10 @@ def convert(
         typer.echo(json.dumps(about, indent=2))
         return
     console = Console()
-    console.print(f"{done.weights}: {done.n_tensors} tensors, {done.n_parameters:,} numbers", highlight=False)
-    console.print(f"{done.config}: {json.loads(done.config.read_text()).get('class', 'no class')}", highlight=False)
+    numbers = f"{done.weights}: {done.n_tensors} tensors, {done.n_parameters:,} numbers"
+    console.print(escape(numbers), highlight=False)
+    name = json.loads(done.config.read_text()).get("class", "no class")  # of a file that is not trusted
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    console.print(escape(f"{done.config}: {shown}"), highlight=False)
     if not done.network_isolated:
         errors.print("[dim]The reading process could not be cut off from the network on this system; limits held.[/]")

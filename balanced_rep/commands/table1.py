@@ -78,7 +78,7 @@ def table1(
         typer.echo(json.dumps({"rows": _records(found), "files": [str(f) for f in files]}, indent=2))
         return
     _print(found, Console(), paper)
-    Console().print(f"Written: {', '.join(str(f) for f in files)}", highlight=False)
+    Console().print(escape(f"Written: {', '.join(str(f) for f in files)}"), highlight=False)
 
 
 def _check(out: Path, paper: str | None, sigma: float | None, time: float | None) -> None:
@@ -200,6 +200,7 @@ def _write(found: Table1, out: Path) -> list[Path]:
 
 def _print(found: Table1, console: Any, paper: str | None) -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -219,7 +220,7 @@ def _print(found: Table1, console: Any, paper: str | None) -> None:
     console.print(table)
     for row in found.rows:
         if row.setting:
-            console.print(f"[dim]{row.method}: {row.setting}[/]", highlight=False)
+            console.print(f"[dim]{escape(f'{row.method}: {row.setting}')}[/]", highlight=False)
     judged = found.rows[0].evaluation
     notes = [
         f"Judged on {judged.n_positive} memorized and {judged.n_negative} other samples that had no part in choices.",

@@ -43,7 +43,8 @@ def read(path: str, key: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     for tensor_name, tensor in _tensors(found):
         if len(tensors) >= MAX_TENSORS or len(tensor_name) > MAX_NAME:
             raise ValueError("it holds too many tensors, or one with an absurd name.")
-        tensors[tensor_name] = tensor.detach().contiguous().clone()  # safetensors refuses shared memory
+        own = tensor.detach().as_subclass(Tensor).contiguous().clone()  # safetensors refuses shared memory
+        tensors[tensor_name] = own
     if not tensors:
         raise ValueError(f"there are no tensors in {name!r}.")
     return tensors, {"format": "balanced-rep converted 1", "entry": name, **_config(found)}

@@ -96,7 +96,17 @@ def _storage(data: Any) -> Any:
     """The memory of a tensor, which torch stores as a file in the pickle."""
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("the memory of a tensor is not bytes.")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.TypedStorage):
+        raise pickle.UnpicklingError(f"the memory of a tensor holds a {type(storage).__name__}.")
+    return storage
+
+
+class _View(torch.Tensor):
+    """A tensor that no later instruction can move: `Tensor.__setstate__` would enlarge its memory, unwritten."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a tensor is given a state after it was built.")
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
@@ -107,7 +117,8 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((0, offset, *size, *stride)) < 0 or (0 not in size and last >= storage._size()):
         raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its memory of {storage._size()}.")
-    return torch.empty((0,), dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
+    tensor = torch.empty((0,), dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
+    return tensor.as_subclass(_View)
 
 
 def _parameter(data: Any, *_: Any) -> Any:

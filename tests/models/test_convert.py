@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,25 @@ def test_a_view_beyond_its_memory_is_refused(place: tuple) -> None:
         read_pickle(io.BytesIO(pickle.dumps(Evil(rebuild, storage, *place, False, {}))))
 
 
+def test_a_state_cannot_move_a_tensor_beyond_its_memory(tmp_path: Path) -> None:
+    rebuild, (storage, *_) = torch.arange(4.0).__reduce_ex__(2)
+
+    class Moved:
+        def __reduce__(self) -> tuple:
+            built = storage, 0, (4,), (1,), False, OrderedDict()
+            return rebuild, built, (storage, 0, (1000,), (1,))
+
+    with pytest.raises(pickle.UnpicklingError, match="given a state after it was built"):
+        read_pickle(io.BytesIO(pickle.dumps({"ema": {"w": Moved()}})))
+
+
+def test_the_memory_of_a_tensor_is_nothing_else() -> None:
+    inner = io.BytesIO()
+    torch.save({"a": torch.arange(4.0)}, inner)
+    with pytest.raises(pickle.UnpicklingError, match="the memory of a tensor holds a dict"):
+        read_pickle(io.BytesIO(pickle.dumps(Evil(torch.storage._load_from_bytes, inner.getvalue()))))
+
+
 def test_classes_of_networks_are_stored_and_not_made() -> None:
     found = read_pickle(io.BytesIO(pickle.dumps(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))))
     assert isinstance(found, Plain)
@@ -228,3 +248,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["convert", str(tmp_path / "x.pkl"), str(tmp_path)])
     assert ran.exit_code == 1
     assert "There is no file" in ran.output
+
+
+def test_the_name_of_a_class_is_printed_and_not_obeyed(
+    foreign_modules: None, network: EDMPrecond, tmp_path: Path
+) -> None:
+    network.__class__ = type("[bold]Net[/nope]\x1b[31m", (EDMPrecond,), {})
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"ema": network}))
+    ran = CliRunner().invoke(app, ["convert", str(tmp_path / "x.pkl"), str(tmp_path / "out")], env={"COLUMNS": "999"})
+    assert ran.exit_code == 0, ran.output
+    assert "[bold]Net[/nope]?[31m" in ran.output
+    assert "\x1b" not in ran.output
