@@ -20,8 +20,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._krylov import Space
-from balanced_rep.linalg._small import double, eigh_descending, gaussian, orthonormalise, padded, product
+from balanced_rep.linalg._krylov import STEEP, Space, left_vectors
+from balanced_rep.linalg._small import (
+    double,
+    eigh_descending,
+    gaussian,
+    orthonormal_rows,
+    orthonormalise,
+    padded,
+    product,
+)
 
 __all__ = ["JacobianProgress", "Products", "Settings", "Triples", "search_jacobian"]
 
@@ -138,8 +146,9 @@ class Products:
         return self._apply("forward", rows[..., : self.n])
 
     def reverse(self, rows: Tensor) -> Tensor:
-        """``rows J``."""
-        return self._apply("reverse", rows[..., : self.m])
+        """``rows J``, by way of unit vectors: rows may be of any size, as images under J are, and leave the dtype."""
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return self._apply("reverse", (rows / torch.where(length > 0, length, 1.0))[..., : self.m]) * length
 
     def _apply(self, which: str, rows: Tensor) -> Tensor:
         self.rounds += 1
@@ -171,10 +180,16 @@ class _State:
     def draw(self, stream: int, rows: int) -> Tensor:
         return gaussian(self.items, rows, self.J.n, seed=self.settings.seed, stream=stream, dtype=torch.float64)
 
+    @property
+    def rounding(self) -> float:
+        """Share of the largest value below which values are rounding, whose changes from round to round never end."""
+        return max(NULL**0.5, torch.finfo(self.J.dtype).eps)
+
     def remaining(self, S: Tensor, tol: Tensor | float) -> Tensor:
         """Largest relative error of the values: the rest of a geometric series of changes; inf if it has not begun.
 
-        Its ratio is the larger of the last two: a single small change may be a plateau.
+        Its ratio is the larger of the last two: a single small change may be a plateau. Values that are rounding are
+        left out.
 
         Args:
             S: Present values ``(B, k)``, added to the history.
@@ -186,7 +201,8 @@ class _State:
         self.history.append(S)
         recent = [X[:, : self.settings.k] for X in self.history[-4:] if X.shape[1] >= self.settings.k]
         scale = recent[-1].clamp_min(torch.finfo(S.dtype).tiny) if recent else S
-        changes = [((after - before).abs() / scale).amax(-1) for before, after in itertools.pairwise(recent)]
+        alive = scale > self.rounding * scale[:, :1]
+        changes = [((after - before).abs() / scale * alive).amax(-1) for before, after in itertools.pairwise(recent)]
         if len(changes) < 2:
             return torch.full((len(S),), torch.inf, dtype=S.dtype, device=S.device)
         ratios = [after / before.clamp_min(1e-300) for before, after in itertools.pairwise(changes)]
@@ -230,7 +246,7 @@ def search_jacobian(J: Products, settings: Settings, items: Tensor, start: tuple
     """
     nothing = torch.full((J.batch,), torch.nan, dtype=torch.float64, device=J.device)
     state = _State(J, settings, items, torch.ones_like(items, dtype=torch.bool), nothing, (nothing, nothing))
-    omega = state.draw(0, settings.block)
+    omega = state.draw(0, min(settings.block, J.n - (0 if start is None else start[0].shape[1])))
     first = omega if start is None else torch.cat([start[0].to(omega.dtype), omega], 1)
     R = orthonormalise(first, None, lambda: state.draw(1, first.shape[1]))
     Z = J.forward(R)
@@ -242,7 +258,7 @@ def search_jacobian(J: Products, settings: Settings, items: Tensor, start: tuple
         state.history += [start[1], start[1]]
     one_sided = settings.mode != "jvp+vjp" and J.m == J.n
     if settings.mode == "auto" and one_sided:
-        _measure_asymmetry(state, R, Z)
+        _measure_asymmetry(state)
         # Vectors to start from are near the goal, which forward products alone do not reach.
         limit = HARDLY_SYMMETRIC if start is None else NEARLY_SYMMETRIC
         one_sided = bool((state.asymmetry <= limit * settings.tol**0.5).all())
@@ -254,15 +270,19 @@ def search_jacobian(J: Products, settings: Settings, items: Tensor, start: tuple
     return state.result
 
 
-def _measure_asymmetry(state: _State, R: Tensor, Z: Tensor) -> None:
-    """``|J w - J^T w| / |J w + J^T w|`` over a few rows w of the last, random part of the start block."""
-    count = min(PROBES, R.shape[1])
-    forward = Z[:, -count:]
-    reverse = state.J.reverse(R[:, -count:])
+def _measure_asymmetry(state: _State) -> None:
+    """``|J w - J^T w| / |J w + J^T w|`` over a few random rows w.
+
+    Not over rows of the basis: after a start from earlier vectors these would be mixtures of leading ones, where J is
+    more symmetric than elsewhere.
+    """
+    omega, images = state.probes
+    forward = padded(images[:, -PROBES:])
+    reverse = state.J.reverse(omega[:, -PROBES:])
     below = torch.linalg.vector_norm(forward + reverse, dim=(-2, -1))
     above = torch.linalg.vector_norm(forward - reverse, dim=(-2, -1))
     state.asymmetry, state.measured = torch.where(below > 0, above / torch.where(below > 0, below, 1.0), above), True
-    state.report("asymmetry", Z.new_zeros((len(Z), 0)), torch.full_like(above, torch.inf))
+    state.report("asymmetry", forward.new_zeros((len(forward), 0)), torch.full_like(above, torch.inf))
 
 
 def _one_sided(state: _State, space: Space, Z: Tensor) -> Tensor | None:
@@ -284,7 +304,8 @@ def _one_sided(state: _State, space: Space, Z: Tensor) -> Tensor | None:
         state.report("jvp", S, remaining)
         small = remaining <= tol / 2
         if bool((small & symmetric & state.open).any()):  # of the others, nothing is final yet
-            small = small & (~symmetric | (_outside(space, settings.k).square().amax(-1) / 2 <= settings.tol / 4))
+            outside = _outside(space, settings.k, state.rounding)
+            small = small & (~symmetric | (outside.square().amax(-1) / 2 <= settings.tol / 4))
         full = space.size >= J.n  # the values are then exact, whatever the symmetry
         settled = settled | small | full
         if settings.mode == "jvp":
@@ -305,15 +326,15 @@ def _one_sided(state: _State, space: Space, Z: Tensor) -> Tensor | None:
         space.append(R, Z)
     _restart(space, min(settings.k + GUARD, space.size), J.dtype)
     del state.history[:-1]
-    return _images_of_left_vectors(J, space)
+    return J.reverse(space.images)
 
 
-def _outside(space: Space, k: int) -> Tensor:
-    """Relative residuals of J^T J = J^2 in the basis: what of ``u_i`` it does not hold, ``(B, k)``."""
+def _outside(space: Space, k: int, rounding: float) -> Tensor:
+    """Relative residuals of J^T J = J^2 in the basis: what of ``u_i`` it does not hold, ``(B, k)``; 0 for null ones."""
     theta, Y = eigh_descending(space.gram)
     s = theta[:, :k].clamp_min(0).sqrt().unsqueeze(-1)
     inside = product(product(Y[..., :k].mH, space.images), space.basis.mH) / torch.where(s > 0, s, 1.0)
-    return (1 - inside.square().sum(-1)).clamp_min(0).sqrt() * (s.squeeze(-1) > 0)
+    return (1 - inside.square().sum(-1)).clamp_min(0).sqrt() * (s > rounding * s[:, :1]).squeeze(-1)
 
 
 def _seen_asymmetry(space: Space) -> Tensor:
@@ -361,12 +382,6 @@ def _restart(space: Space, rows: int, dtype: torch.dtype) -> None:
     space.append(*kept)
 
 
-def _images_of_left_vectors(J: Products, space: Space) -> Tensor:
-    """``J^T Z`` by way of unit vectors, so that small singular values are not lost in a low precision."""
-    length = torch.linalg.vector_norm(space.images, dim=-1, keepdim=True)
-    return J.reverse(space.images / torch.where(length > 0, length, 1.0)) * length
-
-
 def _two_sided(state: _State, space: Space, W: Tensor) -> None:
     """Rounds with both products until every sample has converged."""
     J, settings = state.J, state.settings
@@ -401,7 +416,8 @@ def _left(space: Space, W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
         k: Triples.
 
     Returns:
-        Uh, S, Vh; residuals ``J^T u - s v`` of all Ritz triples as rows, and the norms of those of the first k.
+        Uh, S, Vh, with orthonormal rows also where S is zero; residuals ``J^T u - s v`` of all Ritz triples as rows,
+        and the norms of those of the first k.
     """
     theta, Y = eigh_descending(space.gram)
     alive = theta > NULL * theta[:, :1]
@@ -413,5 +429,8 @@ def _left(space: Space, W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
     squares, P = eigh_descending(product(images, images.mH))
     S = squares.clamp_min(0).sqrt()[:, :k]
     Ph = P[..., :k].mH
-    Vh = product(Ph, images) / torch.where(S > 0, S, 1.0).unsqueeze(-1)
-    return product(Ph, Uh), S, Vh, R[:, : k + GUARD], torch.linalg.vector_norm(R[:, :k], dim=-1)
+    Vh, Uh = left_vectors(product(Ph, images), S), product(Ph, Uh)
+    steep = S[:, -1:] <= STEEP * S[:, :1]
+    if bool(steep.any()):
+        Uh = torch.where(steep.unsqueeze(-1), orthonormal_rows(Uh), Uh)
+    return Uh, S, Vh, R[:, : k + GUARD], torch.linalg.vector_norm(R[:, :k], dim=-1)

@@ -179,7 +179,13 @@ def orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor])
 
     Returns:
         ``(B, b, n)``, double precision, padded.
+
+    Raises:
+        ValueError: If there is no room for b further rows.
     """
+    held = 0 if basis is None else basis.shape[1]
+    if W.shape[1] + held > W.shape[2]:
+        raise ValueError(f"orthonormalise: {W.shape[1]} rows beside {held} do not fit into {W.shape[2]} dimensions")
     wide = double(W.dtype)
     W = _project_out(_unit_rows(padded(W.to(wide).contiguous())), basis)
     values, vectors = eigh_descending(product(W, W.mH))

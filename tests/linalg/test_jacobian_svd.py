@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import balanced_rep as br
 from balanced_rep.linalg import ConvergenceWarning, JacobianProgress
+from balanced_rep.linalg._small import orthonormalise
 from tests.linalg.matrices import normal, with_spectrum
 
 K, N = 8, 220
@@ -143,7 +144,7 @@ def test_a_flat_spectrum_ends_with_the_whole_space():
 
 
 def test_progress_and_counts():
-    f, seen, progress = counted(linear(asymmetric(0.2)))
+    f, seen, progress = counted(linear(asymmetric(0.15)))  # 0.2 is where rounds of both kinds begin at once
     result = br.jacobian_svd(f, torch.zeros(N, dtype=torch.float64), K, progress=progress)
     assert [p.phase for p in seen][:2] == ["asymmetry", "jvp"]
     assert seen[-1].phase == "jvp+vjp"
@@ -180,6 +181,64 @@ def test_rounding_where_the_values_fall_steeply():
     zero = br.jacobian_svd(lambda x: 0 * x, torch.zeros(N), K)
     assert zero.S.tolist() == [0.0] * K
     assert zero.info.rank == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "jvp+vjp"])
+def test_a_block_wider_than_the_jacobian(mode):
+    x = torch.linspace(0, 3, 100, dtype=torch.float64)
+    f = lambda x: x**3  # noqa: E731
+    first = br.jacobian_svd(f, x, 4, block=128, mode=mode)
+    true = 3 * x[-4:].flip(0) ** 2
+    torch.testing.assert_close(first.S, true)
+    torch.testing.assert_close(br.jacobian_svd(f, x, 4, block=98, mode=mode, start=first).S, true)
+
+
+def test_no_room_for_further_rows():
+    basis = torch.eye(8, dtype=torch.float64)[:6].unsqueeze(0)
+    with pytest.raises(ValueError, match="3 rows beside 6 do not fit into 8"):
+        orthonormalise(normal(3, 8).unsqueeze(0), basis, lambda: normal(3, 8).unsqueeze(0))
+
+
+@pytest.mark.parametrize("mode", ["jvp", "auto", "jvp+vjp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fewer_values_than_asked_for(mode, dtype):
+    """Null values are rounding: they must not keep the search from its end, and their vectors are orthonormal too."""
+    A = normal(600, 4)
+    J = (A @ A.mT).to(dtype)
+    result = br.jacobian_svd(linear(J), torch.zeros(600, dtype=dtype), K, mode=mode)
+    assert bool(result.info.converged)
+    assert result.info.rounds < 10
+    assert worst(result.S[:4].double(), J.double()) < 1e-5
+    one = torch.eye(K, dtype=dtype)
+    torch.testing.assert_close(result.U.mT @ result.U, one, rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.Vh @ result.Vh.mT, one, rtol=0, atol=1e-5)
+
+
+def test_orthonormal_beyond_the_rank_between_different_spaces():
+    a, b = normal(150, 1, seed=3), normal(1, N, seed=4)
+    U, S, Vh = br.jacobian_svd(linear(a @ b), torch.zeros(N, dtype=torch.float64), 4)
+    torch.testing.assert_close(S, torch.tensor([float(a.norm() * b.norm()), 0, 0, 0], dtype=torch.float64))
+    one = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(U.mT @ U, one, rtol=0, atol=1e-12)
+    torch.testing.assert_close(Vh @ Vh.mT, one, rtol=0, atol=1e-12)
+    torch.testing.assert_close((U * S) @ Vh, a @ b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_values_whose_squares_leave_the_dtype(scale):
+    J = (normal(150, N) * scale).float()
+    result = br.jacobian_svd(linear(J), torch.zeros(N), 4)
+    assert bool(result.info.converged)
+    assert worst(result.S.double(), J.double()) < 0.01
+
+
+def test_asymmetry_is_that_of_the_whole_jacobian_after_a_start_too():
+    J = asymmetric(0.1)
+    f, x = linear(J), torch.zeros(N, dtype=torch.float64)
+    first = br.jacobian_svd(f, x, K)
+    second = br.jacobian_svd(f, x, K, start=first)
+    assert float(first.info.asymmetry) == pytest.approx(0.1, rel=0.2)
+    assert float(second.info.asymmetry) == pytest.approx(0.1, rel=0.2)
 
 
 class Net(nn.Module):
