@@ -262,4 +262,5 @@ class NeMo(Score):
                 f"nemo: {type(D).__name__} has no cross-attention that it labels (`cross_attention_values`)."
             )
         embedding = cond["prompt"] if isinstance(cond, dict) else cond
-        return torch.cat([layer(embedding).abs().double().mean(dim=1) for layer in layers.values()], dim=1)
+        found = [layer(embedding.to(layer.weight)) for layer in layers.values()]  # weights may be in half precision
+        return torch.cat([value.abs().double().mean(dim=1) for value in found], dim=1)

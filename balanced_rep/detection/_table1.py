@@ -6,6 +6,7 @@ other half, so that their numbers can be compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,8 @@ def table1(
         sigma: Noise level of the methods that take one; those of a prompt start from pure noise.
         layer: Layer of the uncalibrated row of representation_std; without one there is only the calibrated row.
         sigmas: Noise levels that the calibrated row chooses from; default: `sigma` alone.
-        cond: Conditions of the memorized and of the other samples.
+        cond: Conditions of the memorized and of the other samples, for the methods that need them; the others see the
+            null condition.
         reference: Training samples, for nearest_reference.
         options: Arguments of scores, by name.
         methods: Only these scores.
@@ -143,7 +145,10 @@ def table1(
             Row(method, setting, needs, scores, evaluation, against, scores.seconds / max(1, len(labels)), known)
         )
 
-    inputs = {"cond": conditions, "seed": seed, "batch_size": batch_size}
+    inputs: dict[str, Any] = {
+        "seed": seed,
+        "batch_size": batch_size,
+    }  # no condition: what needs none has no prompt, as in the paper
     for name in _runnable(D, x, conditions, reference, methods):
         if on_method is not None:
             on_method(name)
@@ -157,23 +162,18 @@ def table1(
         elif "samples" in score.requires:
             given = {"reference": reference} if "reference" in score.requires else {}
             at = {"sigma": sigma} if "sigma" in score.requires else {}
-            add(name, f"sigma {sigma:g}" if at else "", score(D, x, **at, **given, **{**inputs, **_without(score)}))
+            add(name, f"sigma {sigma:g}" if at else "", score(D, x, **at, **given, **inputs))
         else:
             given = {}
             if name == "nemo":  # other prompts, of the half for choices
                 at_other = (first & ~labels).nonzero().flatten()
                 given = {"reference": tree_map(lambda c, i=at_other: _take(c, i), conditions)}
-            add(name, "", score(D, cond=conditions, seed=seed, batch_size=batch_size, **given))
+            add(name, "", score(D, cond=conditions, **inputs, **given))
     if not rows:
         raise ValueError(
             "table1: no method can be run on these inputs; give samples, or conditions of a conditional model."
         )
     return Table1(tuple(rows), labels, ~first)
-
-
-def _without(score: Any) -> dict[str, Any]:
-    """A score that needs no model looks at no conditions."""
-    return {} if "model" in score.requires else {"cond": None}
 
 
 def _joined(memorized: Any, other: Any, cond: tuple[Any, Any] | None) -> tuple[Tensor | None, Any, Tensor]:
@@ -229,6 +229,11 @@ def _calibrated(table: Scores, labels: Tensor, first: Tensor) -> tuple[str, Scor
         for j in range(len(table.sigmas)):
             values = table.values[i, j]
             auc = area_under_curve(values[first & ok & labels], values[first & ok & ~labels])
+            if math.isnan(auc):
+                raise ValueError(
+                    f"table1: {table.name} has no score for any memorized or any other sample of the half for "
+                    f"choices; the first status: {next((s for s in table.status if s != 'ok'), 'none')}."
+                )
             side = "high" if auc >= 0.5 else "low"
             best = max(best, (max(auc, 1 - auc), i, j, side))
     _, i, j, side = best

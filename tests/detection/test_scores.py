@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -184,6 +185,35 @@ def test_nemo(toy, prompts: Tensor) -> None:
     assert got.forwards == 0
     count = detection.get("nemo", reduce="count", theta=2.0)(toy, cond=unusual, reference=others)
     torch.testing.assert_close(count.values, (z > 2).sum(1).double())
+
+
+def test_nemo_of_weights_in_half_precision(toy, prompts: Tensor) -> None:
+    toy.value.half()
+    cond = prompts.float()  # as prompts come from disk
+    got = detection.get("nemo", reduce="count", theta=2.0)(toy, cond=cond, reference=cond)
+    assert set(got.status) == {"ok"}
+
+
+def test_a_table_shows_conditions_to_the_methods_that_need_them_alone(toy, prompts: Tensor) -> None:
+    x, seen = draws(7, (1, 2, 2)), set()
+    forward = toy.forward
+
+    def watched(y: Tensor, sigma: Any, cond: Any = None) -> Tensor:
+        seen.add(cond is None)
+        return forward(y, sigma, cond)
+
+    toy.forward = watched
+    for name in ("denoising_error", "noise_difference"):
+        seen.clear()
+        found = detection.table1(toy, x[:4], x[4:], sigma=0.3, cond=(prompts[:4], prompts[4:]), methods=[name])
+        assert (False in seen) == found.rows[0].needs_prompt == (name == "noise_difference"), name
+
+
+def test_a_choice_among_samples_without_a_score_is_refused(toy) -> None:
+    x = draws(8, (1, 2, 2))
+    x[:4] = torch.nan
+    with pytest.raises(ValueError, match="no score for any memorized or any other sample of the half for choices"):
+        detection.table1(toy, x[:4], x[4:], sigma=0.3, methods=["representation_std"])
 
 
 def test_generation_density(toy, prompts: Tensor) -> None:
