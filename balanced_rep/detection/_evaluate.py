@@ -31,7 +31,8 @@ class RateAt:
         at_most: Largest true-positive rate at a threshold with a false-positive rate of at most ``fpr``; NaN with fewer
             than 1 / fpr negatives.
         at_most_fpr: The false-positive rate of that threshold.
-        low: Lower end of the interval of ``at_most`` (Clopper and Pearson, threshold taken as given),
+        low: Lower end of the interval of ``at_most`` (Clopper and Pearson, threshold taken as given, as many trials as
+            there are groups of memorized samples),
         high: and its upper end.
         quantile: Share of positives at or above the (1 - fpr) quantile of the negatives, linearly interpolated: the
             convention of the paper.
@@ -150,7 +151,8 @@ def evaluate(
             classes = [len(index[side].unique()) for side in (positive[kept], ~positive[kept])]
             low, high = auc_interval(auc, classes[0], classes[1], _normal_quantile(confidence))
             how = "inversion"
-    rates = tuple(_rate_at(pos, neg, fpr, confidence) for fpr in fprs)
+    independent = len(index[positive[kept]].unique())
+    rates = tuple(_rate_at(pos, neg, fpr, confidence, independent) for fpr in fprs)
     failed = int((~kept).sum())
     return Evaluation(auc, low, high, how, rates, len(pos), len(neg), n_groups, failed, confidence)
 
@@ -237,8 +239,8 @@ def _groups(groups: Tensor | None, n: int) -> Tensor:
     return groups.cpu().unique(return_inverse=True)[1]
 
 
-def _rate_at(pos: Tensor, neg: Tensor, fpr: float, confidence: float) -> RateAt:
-    """Rates at thresholds "score >= t"; t runs over the scores, and one above them all."""
+def _rate_at(pos: Tensor, neg: Tensor, fpr: float, confidence: float, n_groups: int) -> RateAt:
+    """Rates at thresholds "score >= t"; t runs over the scores, and one above them all. Groups are independent."""
     if not 0 < fpr < 1:
         raise ValueError(f"evaluate: a false-positive rate must be between 0 and 1, got {fpr}.")
     thresholds = torch.cat([pos, neg]).unique().flip(0)
@@ -247,7 +249,7 @@ def _rate_at(pos: Tensor, neg: Tensor, fpr: float, confidence: float) -> RateAt:
     tprs = 1 - torch.searchsorted(pos.sort().values, thresholds).double() / len(pos)
     allowed = fprs <= fpr + 1e-12
     at_most, at_most_fpr = float(tprs[allowed][-1]), float(fprs[allowed][-1])
-    low, high = binomial_interval(round(at_most * len(pos)), len(pos), confidence)
+    low, high = binomial_interval(round(at_most * n_groups), n_groups, confidence)
     if len(neg) * fpr < 1 - 1e-9:  # no threshold has a rate between 0 and the one asked for
         at_most = low = high = math.nan
     quantile = float((pos >= torch.quantile(neg, 1 - fpr)).double().mean())

@@ -108,5 +108,6 @@ def threshold(
     # P(Beta(k, n + 1 - k) <= fpr) = P(Binomial(n, fpr) >= k): k is the largest with P(Binomial <= k - 1) <= delta.
     k = int(binom.ppf(1 - confidence, n, fpr))
     k += bool(binom.cdf(k, n, fpr) <= 1 - confidence)
+    k = max(k, 1)  # n is large enough: 0 comes from rounding where (1 - fpr)^n equals 1 - confidence
     value = float(values.sort(descending=True).values[k - 1])
     return Threshold(value if direction == "high" else -value, fpr, confidence, k, n, k / (n + 1))

@@ -38,6 +38,13 @@ def test_rank_of_the_threshold(n: int, k: int) -> None:
     assert threshold(scores, direction="low").value == k - 1
 
 
+@pytest.mark.parametrize(("fpr", "confidence"), [(0.2, 0.36), (0.7, 0.91), (0.1, 0.95)])
+def test_the_least_number_gives_a_threshold_at_the_largest_score(fpr: float, confidence: float) -> None:
+    n = least_calibration_size(fpr, confidence)  # (1 - fpr)^n equals 1 - confidence but for rounding in the first two
+    found = threshold(torch.arange(n, dtype=F64), direction="high", fpr=fpr, confidence=confidence)
+    assert (found.rank, found.value) == (1, n - 1)
+
+
 @pytest.mark.parametrize(("n", "fpr", "delta"), [(500, 0.01, 0.05), (300, 0.05, 0.1), (59, 0.05, 0.05)])
 def test_the_guarantee_holds(n: int, fpr: float, delta: float) -> None:
     """Over 2000 calibrations the true rate is above fpr no more often than delta, within its 99.9 % binomial band."""
@@ -159,6 +166,8 @@ def test_intervals_with_near_duplicates_are_wider() -> None:
     )
     assert (perfect.auc, perfect.interval) == (1.0, "inversion")
     assert perfect.low < 0.95
+    rates = perfect.rates[0]
+    assert (rates.low, rates.high) == binomial_interval(int(labels.sum()), int(labels.sum()))
 
 
 def test_comparison_is_paired() -> None:
