@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 __all__ = ["image_batches", "read_prompts"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_PIXELS = 32_000_000  # a few kilobytes of PNG can claim gigabytes
 
 
 def image_batches(folder: Path, shape: tuple[int, int, int], *, resize: bool, batch_size: int) -> Iterator[Tensor]:
-    """The images of a folder, by name.
+    """The images of a folder, by name; 2.png comes before 10.png, so that a line of prompts belongs to each.
 
     Args:
         folder: With PNG, JPEG or WebP files.
@@ -34,7 +36,7 @@ def image_batches(folder: Path, shape: tuple[int, int, int], *, resize: bool, ba
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
     if not paths:
         raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)}).")
     for start in range(0, len(paths), batch_size):
@@ -68,6 +70,12 @@ def read_prompts(path: Path) -> list[str]:
     return found
 
 
+def _natural(path: Path) -> tuple[list[tuple[str, int]], str]:
+    """Text and the number after it, by turns; the name itself decides between 1.png and 01.png."""
+    parts = re.findall(r"([^0-9]*)([0-9]*)", path.name)
+    return [(text, int(number or -1)) for text, number in parts], path.name
+
+
 def _read(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -78,6 +86,8 @@ def _read(path: Path, shape: tuple[int, int, int], resize: bool) -> Tensor:
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}.")
+                if image.mode not in MODES:  # 16 bits would be cut off at 255, silently
+                    raise ValueError(f"{path}: its mode is {image.mode!r}; give 8 bits a channel ({', '.join(MODES)}).")
                 picture: Any = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable PNG, JPEG or WebP image ({error}).") from error

@@ -129,9 +129,23 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
         read()
     Image.new("RGB", (16, 12)).save(tmp_path / "b.png")
     assert read(resize=True).shape == (2, 1, 8, 8)
+    Image.new("I;16", (8, 8), 3000).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b.png: its mode is 'I.*'; give 8 bits a channel"):
+        read()
     (tmp_path / "p.jsonl").write_text('{"caption": "x"}\n{"other": 1}\n')
     with pytest.raises(ValueError, match=r"p.jsonl, line 2"):
         read_prompts(tmp_path / "p.jsonl")
+
+
+def test_images_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from balanced_rep.commands._images import image_batches
+
+    for name, value in {"1.png": 0, "2.png": 1, "10.png": 2, "a2b10.png": 4, "a2b9.png": 3, "b.png": 5}.items():
+        Image.new("L", (1, 1), value).save(tmp_path / name)
+    (pixels,) = image_batches(tmp_path, (1, 1, 1), resize=False, batch_size=9)
+    assert ((pixels.flatten() + 1) * 127.5).round().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_rows_are_judged_on_the_same_samples() -> None:
