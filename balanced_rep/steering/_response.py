@@ -164,12 +164,16 @@ def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, s
         def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
             keep(name, output)
 
-        module = D.get_submodule(name)
+        if name not in modules:
+            raise ValueError(f"project: the model has no layer {name!r}; the direction was made with another one.")
+        module = modules[name]
         return module.register_forward_pre_hook(before) if at == "input" else module.register_forward_hook(after)
 
+    modules = dict(D.named_modules())
     handles = []
     try:
-        handles += [listen(name, at) for name, at in direction.at.items()]
+        for name, at in direction.at.items():
+            handles.append(listen(name, at))
         D(x + direction.sigma * e.to(x.device), direction.sigma, cond)
     finally:
         for handle in handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,17 @@ def test_response_is_the_coordinate_along_the_direction(D: Any, towards: Directi
     assert found.values[1].mean().item() == pytest.approx(1.0, abs=0.25)  # from one mean to the other
     with pytest.raises(ValueError, match="at least two of each"):
         steering.response(D, towards, threes[None], (0.0,))
+
+
+def test_projecting_on_a_layer_that_is_not_there_leaves_no_hook(D: Any, towards: Direction) -> None:
+    missing = replace(
+        towards,
+        vectors={**towards.vectors, "net.gone": towards.vectors[LAYER]},
+        at={**towards.at, "net.gone": "output"},
+    )
+    with pytest.raises(ValueError, match=r"the model has no layer 'net\.gone'"):
+        steering.project(D, missing, start(1))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in D.modules())
 
 
 def test_derivative_of_the_response(towards: Direction) -> None:
