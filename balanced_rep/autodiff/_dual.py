@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._fused import Result
 from balanced_rep.autodiff._pending import Apart, Pending, Work
 from balanced_rep.autodiff._session import current
 
-__all__ = ["Dual", "dual", "is_dual", "lift", "primal", "slot_dim", "slots"]
+__all__ = ["Dual", "dual", "is_differentiable", "is_dual", "lift", "primal", "slot_dim", "slot_dims", "slots"]
 
 
 class Dual(Tensor):
@@ -31,6 +32,8 @@ class Dual(Tensor):
 
     @staticmethod
     def __new__(cls, stack: Tensor) -> Dual:
+        if not is_differentiable(stack.dtype):
+            raise UnsupportedError(f"br.jvp: a value of {stack.dtype} has no tangents; a rule returns it as it is")
         new = _wrapper(stack, stack.stride()[1:])
         new.become(stack)
         return new
@@ -122,8 +125,6 @@ class Dual(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        from balanced_rep.autodiff._errors import UnsupportedError
-
         raise UnsupportedError(
             f"br.jvp: {func} met a value with tangents below the level at which they are carried. This happens inside "
             "scripted code, in torch.tensor(x) and nn.Parameter(x) (which cut the tangent off), inside torch.func "
@@ -169,6 +170,11 @@ def primal(x: Any) -> Any:
     return x.parts[0] if isinstance(x, Dual) else x
 
 
+def is_differentiable(dtype: torch.dtype) -> bool:
+    """Whether values of ``dtype`` have tangents: floating-point and complex ones do."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def slots(*xs: object) -> int:
     """1 + K of the first Dual among ``xs``."""
     return next(x.slots for x in xs if isinstance(x, Dual))
@@ -189,3 +195,10 @@ def slot_dim(dim: int, ndim: int) -> int:
     if not -n <= dim < n:
         raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})")
     return dim % n + 1
+
+
+def slot_dims(dim: Any, ndim: int) -> list[int]:
+    """Dims of the stack that a reduction runs over; ``None`` and no dims at all mean each of ``ndim``."""
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+        return list(range(1, ndim + 1))
+    return [slot_dim(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]

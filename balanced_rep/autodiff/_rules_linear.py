@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff._dual import Dual, is_dual, primal, slot_dim, slots
+from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, primal, slot_dim, slot_dims, slots
 from balanced_rep.autodiff._fused import plainly_channels_last
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._products import linear
@@ -214,16 +214,12 @@ def _explicit(equation: str) -> tuple[list[str], str]:
     return left.split(","), output
 
 
-def _dims(dim: Any, ndim: int) -> list[int]:
-    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
-        return list(range(1, ndim + 1))
-    return [slot_dim(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)]
-
-
 def _reduction(name: str) -> None:
-    def apply(input: Dual, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, **kwargs: Any) -> Dual:
+    def apply(input: Dual, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, **kwargs: Any) -> Tensor:
         dim = kwargs.get("axis", dim)
-        s, dims = input.stack, _dims(dim, input.dim())
+        if dtype is not None and not is_differentiable(dtype):
+            return getattr(torch, name)(input.primal, dim, keepdim=keepdim, dtype=dtype)
+        s, dims = input.stack, slot_dims(dim, input.dim())
         if not dims:
             return Dual(s.to(dtype) if dtype else s.clone())
         return Dual(getattr(torch, name)(s, dims, keepdim=keepdim, dtype=dtype))

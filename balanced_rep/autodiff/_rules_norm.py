@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from balanced_rep.autodiff import _fused
-from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
+from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim, slot_dims
 from balanced_rep.autodiff._pending import NormedGroups, NormedRows
 from balanced_rep.autodiff._registry import RULES, Rule, rule
 from balanced_rep.ops._jvp import wide
@@ -149,9 +149,7 @@ def _spread(name: str) -> None:
         correction = correction if unbiased is None else int(unbiased)
         dims = None if isinstance(dim, bool) else kw.get("axis", dim)
         s = input.stack
-        at = list(range(1, s.dim())) if dims is None or dims == () else [
-            slot_dim(d, input.dim()) for d in ([dims] if isinstance(dims, int) else dims)
-        ]  # fmt: skip
+        at = slot_dims(dims, input.dim())
         inner = [d - 1 for d in at]
         if correction is None or s.dim() == 1 or s.is_complex():
             return NotImplemented
@@ -178,9 +176,7 @@ def _vector_norm(
     if ord != 2 or dtype not in (None, input.dtype) or input.is_complex():
         return NotImplemented
     s = input.stack
-    at = list(range(1, s.dim())) if dim is None else [
-        slot_dim(d, input.dim()) for d in ([dim] if isinstance(dim, int) else dim)
-    ]  # fmt: skip
+    at = slot_dims(dim, input.dim())
     if not at:
         return NotImplemented
     y0 = torch.linalg.vector_norm(s[0], 2, [d - 1 for d in at], keepdim=True)

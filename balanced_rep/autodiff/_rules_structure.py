@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff._dual import Dual, is_dual, lift, primal, slot_dim, slots
+from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, lift, primal, slot_dim, slots
 from balanced_rep.autodiff._fused import channels_last, plainly_channels_last
 from balanced_rep.autodiff._inplace import writable
 from balanced_rep.autodiff._pending import Apart
@@ -151,10 +151,10 @@ for _f, _rule in {torch.hstack: _hstack, torch.vstack: _vstack, torch.row_stack:
     RULES[_f] = Rule(_f.__name__, "composite", _rule, SAME)
 
 
-def _along(name: str, *, dims: bool = False) -> Callable[..., Dual]:
+def _along(name: str, *, dims: bool = False) -> Callable[..., Tensor]:
     """A function whose only reference to dims is its argument ``dim`` or ``dims``."""
 
-    def apply(input: Dual, *args: Any, **kwargs: Any) -> Dual:
+    def apply(input: Dual, *args: Any, **kwargs: Any) -> Tensor:
         n = input.dim()
         args = tuple(args)
         if dims:
@@ -162,6 +162,8 @@ def _along(name: str, *, dims: bool = False) -> Callable[..., Dual]:
             chosen = [chosen] if isinstance(chosen, int) else list(chosen)
             return Dual(getattr(torch, name)(input.stack, [slot_dim(d, n) for d in chosen]))
         d = slot_dim(kwargs["dim"] if "dim" in kwargs else args[0], n)
+        if (dtype := kwargs.get("dtype")) is not None and not is_differentiable(dtype):
+            return getattr(torch, name)(input.primal, *args, **kwargs)
         rest = args if "dim" in kwargs else args[1:]
         return Dual(getattr(torch, name)(input.stack, d, *rest, **{k: v for k, v in kwargs.items() if k != "dim"}))
 

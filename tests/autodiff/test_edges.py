@@ -164,6 +164,37 @@ def test_a_fallback_takes_memory_that_overlaps(name: str, draw: Callable):
     torch.testing.assert_close(jv, want, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x.sum(dtype=torch.long) * 1.0,
+        lambda x: x.sum(0, True, dtype=torch.int) * 1.0,
+        lambda x: x.cumsum(1, dtype=torch.long) * 1.0,
+        lambda x: torch.cumsum(x, dim=0, dtype=torch.int32) * 1.0,
+    ],
+)
+def test_reductions_to_integers_have_no_tangent(f: Callable, draw: Callable):
+    x, t = 5 * draw(3, 4), 5 * draw(2, 3, 4)
+    y, jv = jvp(lambda x: [f(x), x * 1.0], x, t)
+    torch.testing.assert_close(y[0], f(x))
+    assert not jv[0].any()
+
+
+def test_integers_are_no_duals():
+    with pytest.raises(UnsupportedError, match=r"torch\.int64 has no tangents"):
+        Dual(torch.zeros(3, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dim", [[], ()])
+def test_no_dims_are_all_dims(dim: Any, draw: Callable):
+    x, t = draw(3, 4), draw(2, 3, 4)
+    for f in (torch.var, torch.std, torch.linalg.vector_norm, torch.sum, torch.mean):
+        y, jv = jvp(lambda x, f=f: f(x, dim=dim), x, t)
+        want = torch.func.vmap(lambda v, f=f: torch.func.jvp(f, (x,), (v,))[1])(t)  # dim=[] gives nan in torch
+        torch.testing.assert_close(y, f(x, dim=dim))
+        torch.testing.assert_close(jv, want)
+
+
 ALIASES = {
     "plus": lambda x: +x,
     "adjoint": lambda x: x.adjoint(),
