@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -90,9 +91,10 @@ def intercept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             f"br.jvp: {name} was called on a value with tangents after br.jvp had returned. The model keeps an "
             "activation on itself; return it, or use output='module.name'"
         )
-    if session.timed:
-        return _timed(session, func, name, args, kwargs)
-    return _route(session, func, name, args, kwargs)[1]
+    with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():  # f may have enabled it
+        if session.timed:
+            return _timed(session, func, name, args, kwargs)
+        return _route(session, func, name, args, kwargs)[1]
 
 
 def _timed(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -151,6 +153,10 @@ def _without_rule(
     short = name.split(".")[1] if name.startswith("aten.") else name
     base = short.removesuffix("_") if is_inplace(func, name) else short
     if base in known.PRIMAL_DECIDES or short in known.TANGENT_STOPS:
+        if short in ("detach", "data"):  # shares memory with its argument, which needs a buffer of its own for that
+            _ = next(iter((*args, *kwargs.values()))).stack
+        elif base != short and args and isinstance(args[0], Dual):  # in place: the caller writes the result back
+            args = (args[0].primal.clone(), *args[1:])
         with _WITHOUT_DUALS():
             return "primal", _on_primals(func, args, kwargs)
     if name in known.LIKE_FACTORIES:
@@ -179,7 +185,7 @@ def _without_rule(
 
 def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function may write into memory that something else looks at."""
-    written = is_inplace(func, name) or name in ("__setitem__", "__setstate__") or name.startswith("__i")
+    written = is_inplace(func, name) or name in ("__setitem__", "__setstate__", "__set__") or name.startswith("__i")
     return written or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
 
 
@@ -254,9 +260,11 @@ def _version(x: Tensor) -> int:
 def _apply_under_autocast(
     session: Session, entry: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str
 ) -> Any:
-    """Asks autocast once per function and dtypes what it makes of the primal, then does the same to the whole stack."""
+    """Asks autocast once per function and kinds of operands what it makes of the primal, then casts the whole stack."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
-    key = (func, torch.get_autocast_dtype(device), *(x.dtype for x in leaves if isinstance(x, Tensor)))
+    promoted = [(x.dtype, x.dim() == 0) if isinstance(x, Tensor) else x for x in leaves]
+    promoted = [x for x in promoted if isinstance(x, tuple | torch.dtype)]
+    key = (func, torch.get_autocast_dtype(device), *promoted)
     wanted = session.autocast_dtypes.get(key)
     if wanted is None:
         copies = [primal(x).clone() if isinstance(x, Dual) else x for x in leaves]
@@ -301,6 +309,11 @@ def _refuse_reverse_mode() -> None:
 def _is_active_dropout(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if name == "rrelu":
         return bool(kwargs.get("training", args[3] if len(args) > 3 else False))
+    if name == "scaled_dot_product_attention":
+        return kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0
+    if name == "multi_head_attention_forward":
+        p = kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+        return bool(kwargs.get("training", args[13] if len(args) > 13 else True)) and p > 0
     if "dropout" not in name or name == "native_dropout":
         return name == "native_dropout"
     p = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
@@ -309,7 +322,7 @@ def _is_active_dropout(name: str, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _refuse_random(name: str) -> None:
-    what = "dropout is active" if "dropout" in name else f"{name} draws random numbers"
+    what = "dropout is active" if "dropout" in name or "attention" in name else f"{name} draws random numbers"
     raise UnsupportedError(
         f"br.jvp: {what}{calling_module()}: every chunk of tangents would belong to a different function. Call "
         "model.eval(), or draw the numbers outside and pass them in."

@@ -34,7 +34,7 @@ class Session:
         reasons: Function to why it took the fallback.
         timed: Measure seconds.
         fresh: Buffers made by a factory function during this pass: a value with tangents may be written into them.
-        autocast_dtypes: (function, dtypes) to the dtype that autocast gives the result.
+        autocast_dtypes: (function, dtypes, which tensors have no dims) to the dtype that autocast gives the result.
         on_dual: Called with every new Dual and its buffer: the memory estimate listens here.
         channels_last: Convolutions have changed the layout of activations.
         pending: Duals that wait to be read.
@@ -84,7 +84,11 @@ class Session:
         waiting, self.pending = self.pending, {}
         for ref in waiting.values():
             x = ref()
-            if x is not None and x.pending is not None and x is not but:
+            if x is None or x.pending is None:
+                continue
+            if x is but:  # it may go on waiting, if nothing is written into it after all
+                self.pending[id(x)] = ref
+            else:
                 _ = x.stack
 
     def is_fresh(self, x: Tensor) -> bool:

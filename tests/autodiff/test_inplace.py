@@ -73,6 +73,84 @@ def test_in_place(name: str, agrees: Callable, draw: Callable):
     agrees(CASES[name], draw(3, 6), strict=name not in ("no rule, in place", "hypot_"))
 
 
+DETACHED = {
+    "detach of what waits": lambda x: (lambda h: (h.detach().mul_(2), h)[1])(x + 1),
+    "data of what waits": lambda x: (lambda h: (h.data.mul_(2), h)[1])(x * W),
+    "by keyword": lambda x: (lambda h: (torch.detach(input=h).mul_(2), h)[1])(x + 1),
+    "of a view": lambda x: (lambda h: (h[1:].detach().mul_(2), h)[1])(x + 1),
+    "not its source": lambda x: (lambda h: ((h / 1.0).detach().add_(1), h)[1])(x * 1),
+    "not the input": lambda x: ((x + 1).detach().mul_(2), x * 1)[1],
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_what_is_detached_shares_memory_with_its_source_alone(name: str, draw: Callable):
+    x, t, f = draw(3, 6), draw(2, 3, 6), DETACHED[name]
+    y, jv = jvp(f, x, t)
+    torch.testing.assert_close(y, f(x))
+    torch.testing.assert_close(jv, t * W if name == "data of what waits" else t)
+
+
+@pytest.mark.parametrize("compare", ["gt_", "eq_", "logical_not_"])
+def test_comparisons_in_place(compare: str, draw: Callable):
+    def f(x: Tensor) -> list[Tensor]:
+        h = x + 1
+        getattr(h, compare)(*[0] if compare != "logical_not_" else [])
+        return [h, x * 1]
+
+    x, t = draw(3, 6), draw(2, 3, 6)
+    (y, same), (jv, same_t) = jvp(f, x, t)
+    torch.testing.assert_close([y, same], f(x))
+    torch.testing.assert_close([jv, same_t], [torch.zeros_like(t), t])
+
+
+def test_weights_that_are_exchanged_while_a_product_waits(draw: Callable):
+    def f(x: Tensor) -> Tensor:
+        weight = torch.nn.Parameter(W.clone(), requires_grad=False)
+        y = x * weight
+        weight.data = torch.zeros_like(W)
+        return y
+
+    x, t = draw(3, 6), draw(2, 3, 6)
+    torch.testing.assert_close(jvp(f, x, t), (x * W, t * W))
+
+
+def test_an_in_place_function_that_writes_nothing_leaves_what_waits(agrees: Callable, draw: Callable):
+    def f(x: Tensor) -> Tensor:
+        x = x * 1
+        y = F.dropout(x + 1, 0.5, False, inplace=True)
+        x.mul_(2)
+        return x + y
+
+    agrees(f, draw(3, 6))
+
+
+def test_gradients_enabled_inside(draw: Callable):
+    torch.manual_seed(0)
+    lin, scale = torch.nn.Linear(6, 6).double(), torch.nn.Parameter(W.clone())
+
+    def f(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            h = lin(x) * scale
+            h[0] = h[1] * 2
+            h = torch.cat([h, lin(h) + scale])
+            return torch.mul(h, scale, out=torch.empty_like(h))
+
+    x, t = draw(3, 6), draw(2, 3, 6)
+
+    def plain(x: Tensor) -> Tensor:
+        h = lin(x) * scale
+        h = torch.cat([h[1:2] * 2, h[1:]])
+        return torch.cat([h, lin(h) + scale]) * scale
+
+    with torch.no_grad():
+        want = plain(x), torch.func.vmap(lambda v: torch.func.jvp(plain, (x,), (v,))[1])(t)
+    y, jv = jvp(f, x, t)
+    assert not y.requires_grad
+    assert not jv.requires_grad
+    torch.testing.assert_close((y, jv), want)
+
+
 def _filled(x: Tensor) -> Tensor:
     y = torch.zeros(3, 8, dtype=x.dtype)
     y[:, :6] = x

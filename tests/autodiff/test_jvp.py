@@ -342,10 +342,20 @@ def test_random_functions_and_training_mode(x: Tensor, t: Tensor):
         lambda x: x.bernoulli(0.5),
         lambda x: F.gumbel_softmax(x),
         lambda x: x * torch.empty(6).bernoulli_(0.5),
-        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3),
     ):
-        with pytest.raises(UnsupportedError, match=r"random|sdpa|scaled_dot"):
+        with pytest.raises(UnsupportedError, match=r"random"):
             jvp(f, x, t)
+    attention, q = nn.MultiheadAttention(6, 2, dropout=0.3, dtype=F64), torch.ones(4, 6, dtype=F64)
+    for f in (
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3),
+        lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.3),
+        lambda x: x[0] * F.scaled_dot_product_attention(q, q, q, dropout_p=0.3),
+        lambda x: attention(x, x, x)[0],
+        lambda x: x[0] * attention(q, q, q, need_weights=False)[0],
+    ):
+        with pytest.raises(UnsupportedError, match=r"dropout is active"):
+            jvp(f, x, t)
+    jvp(attention.eval(), (x, x, x), (t, t, t))
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(UnsupportedError, match=r"random"):
         jvp(lambda x: x + torch.randn(6, generator=generator), x, t)
@@ -616,6 +626,20 @@ def test_autocast(draw: Callable):
         q = draw(1, 2, 4, 8).float()
         y, jv = jvp(lambda x: F.scaled_dot_product_attention(x, x, x).softmax(-1) + x, q, q[None], strict=True)
         assert y.dtype == jv.dtype == (F.scaled_dot_product_attention(q, q, q).softmax(-1) + q).dtype
+
+
+def test_autocast_tells_tensors_without_dims_and_dtypes_apart(draw: Callable):
+    lin, x, t = nn.Linear(6, 6), draw(3, 6).float(), draw(2, 3, 6).float()
+    scalar, gain = torch.tensor(2.0), torch.ones(6)
+
+    def f(x: Tensor) -> list[Tensor]:
+        h = lin(x)
+        return [h * scalar, h * gain, h.sum(), h.sum(dtype=torch.float64), h.sum(dtype=torch.float32)]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, jv = jvp(f, x, t)
+        want = [v.dtype for v in f(x)]
+    assert [v.dtype for v in y] == [v.dtype for v in jv] == want
 
 
 def _attention_net() -> Callable[[Tensor], Tensor]:

@@ -77,6 +77,22 @@ def test_products_agree_and_the_operator_says_what_it_keeps():
     assert (J @ V[:, :0]).shape == (80, 0)
 
 
+def test_what_is_kept_is_not_written_through_what_is_detached():
+    lin, x = nn.Linear(3, 3).double(), draw(16, 3)
+
+    def f(x: Tensor) -> Tensor:
+        h = lin(x)
+        h.detach().mul_(2)
+        return h * h
+
+    J, v = JacobianOperator(f, x), draw(48, 2)
+    want = J @ v
+    same(J @ v, want)
+    same(JacobianOperator(f, x, reuse=False) @ v, want)
+    with torch.no_grad():
+        same(want, (4 * lin(x)[..., None] * torch.einsum("oi,nik->nok", lin.weight, v.view(16, 3, 2))).flatten(0, 1))
+
+
 def test_the_primal_of_linear_layers_runs_once(computed: list):
     J = JacobianOperator(Model(), X)
     J @ V
