@@ -103,7 +103,7 @@ class DiffusersDenoiser(nn.Module):
         level = _noise_level(y, sigma)
         scale, c_skip, c_out = (c.view(-1, *(1,) * (y.ndim - 1)) for c in coefficients(self.prediction, level))
         like = next(self.net.parameters())
-        time = self.time.timestep(level).to(like.dtype)
+        time = self.time.timestep(level).to(torch.promote_types(like.dtype, torch.float32))  # bfloat16 rounds 999
         prediction = self._architecture.call(self.net, (scale * y).to(like.dtype), time, self._condition(cond, len(y)))
         return c_skip * y + c_out * prediction.to(y.dtype)
 

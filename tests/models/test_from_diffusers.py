@@ -225,10 +225,21 @@ def test_prompt_scores_on_a_conditional_unet(models) -> None:
         assert (got.values > 0).all()
 
 
-def test_half_precision_networks_take_and_give_single() -> None:
-    D = from_diffusers(network("dit").bfloat16(), scheduler("dit"))
-    out = D(samples("dit"), 0.5, torch.tensor([1, 2]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_networks_take_and_give_single_and_are_told_the_exact_time(kind: str) -> None:
+    D = from_diffusers(network(kind).bfloat16(), scheduler(kind), sample_shape=SHAPES[kind])
+    told = []
+    D.net.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs.get("timestep", args[1] if len(args) > 1 else None)),
+        with_kwargs=True,
+    )
+    sigma = D.sigma_range[1] if kind in ("sd3", "flux") else D.sigma(997)  # bfloat16 has 996 and 1000
+    out = D(samples(kind), sigma, condition(kind, 2))
     assert out.dtype == torch.float32
+    assert bool(out.isfinite().all())
+    torch.testing.assert_close(
+        told[0].double(), torch.full((2,), D.timestep(sigma), dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 def test_learned_variances_are_left_out(models) -> None:
