@@ -56,7 +56,9 @@ def split_output(output: Any, n_tangents: int, *, contiguous: bool = False) -> t
     def value(x: Any) -> Any:
         count[0] += isinstance(x, Tensor)
         count[1] += isinstance(x, Dual)
-        return x.stack[0] if isinstance(x, Dual) else x
+        if isinstance(x, Dual):
+            return x.stack[0]
+        return x.detach() if isinstance(x, Tensor) and x.grad_fn is not None else x  # f may have enabled gradients
 
     def tangent(x: Any) -> Any:
         if isinstance(x, Dual):

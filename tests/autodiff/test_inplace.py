@@ -129,12 +129,12 @@ def test_gradients_enabled_inside(draw: Callable):
     torch.manual_seed(0)
     lin, scale = torch.nn.Linear(6, 6).double(), torch.nn.Parameter(W.clone())
 
-    def f(x: Tensor) -> Tensor:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             h = lin(x) * scale
             h[0] = h[1] * 2
             h = torch.cat([h, lin(h) + scale])
-            return torch.mul(h, scale, out=torch.empty_like(h))
+            return torch.mul(h, scale, out=torch.empty_like(h)), scale * 2  # the latter with a graph of torch's own
 
     x, t = draw(3, 6), draw(2, 3, 6)
 
@@ -145,9 +145,8 @@ def test_gradients_enabled_inside(draw: Callable):
 
     with torch.no_grad():
         want = plain(x), torch.func.vmap(lambda v: torch.func.jvp(plain, (x,), (v,))[1])(t)
-    y, jv = jvp(f, x, t)
-    assert not y.requires_grad
-    assert not jv.requires_grad
+    (y, constant), (jv, none) = jvp(f, x, t)
+    assert not any(v.requires_grad for v in (y, constant, jv, none))
     torch.testing.assert_close((y, jv), want)
 
 
