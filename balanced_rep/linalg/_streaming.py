@@ -59,13 +59,35 @@ class PCAResult:
     n_samples: int
     info: SVDInfo
 
-    def transform(self, X: Tensor) -> Tensor:
-        """Coordinates ``(..., k)`` of rows ``(..., n)``, in the dtype of X."""
-        return (X - self.mean.to(X.dtype)) @ self.components.mT.to(X.dtype)
+    def transform(self, X: Any) -> Tensor:
+        """Coordinates of rows.
 
-    def inverse_transform(self, Y: Tensor) -> Tensor:
-        """Rows ``(..., n)`` from coordinates ``(..., k)``."""
-        return Y @ self.components.to(Y.dtype) + self.mean.to(Y.dtype)
+        Args:
+            X: ``(..., n)``, torch, numpy or cupy, real floating point.
+
+        Returns:
+            A tensor ``(..., k)`` in the dtype of X, float32 for half types.
+
+        Raises:
+            TypeError: If it is not.
+        """
+        rows = _real_floating("transform: X", X)
+        return (rows - self.mean.to(rows.dtype)) @ self.components.mT.to(rows.dtype)
+
+    def inverse_transform(self, Y: Any) -> Tensor:
+        """Rows from coordinates.
+
+        Args:
+            Y: ``(..., k)``, torch, numpy or cupy, real floating point.
+
+        Returns:
+            A tensor ``(..., n)`` in the dtype of Y, float32 for half types.
+
+        Raises:
+            TypeError: If it is not.
+        """
+        rows = _real_floating("inverse_transform: Y", Y)
+        return rows @ self.components.to(rows.dtype) + self.mean.to(rows.dtype)
 
 
 class StreamingPCA:
@@ -332,6 +354,14 @@ class StreamingPCA:
     def _discarded(self, rows: Tensor, energy: Tensor) -> float:
         """Share of the energy that was cut off."""
         return float(1 - rows.square().sum() / energy) if float(energy) > 0 else 0.0
+
+
+def _real_floating(what: str, X: Any) -> Tensor:
+    """Rows as a tensor of at least float32."""
+    rows, _ = as_tensor(X)
+    if not rows.is_floating_point():
+        raise TypeError(f"PCAResult.{what} is {rows.dtype}; real floating point is needed")
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _leading(rows: Tensor, k: int, energy: Tensor, gram: bool) -> tuple[Tensor, Tensor, Tensor]:

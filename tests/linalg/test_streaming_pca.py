@@ -190,6 +190,25 @@ def test_transform():
     assert found.transform(X.float()).dtype == torch.float32
 
 
+def test_transform_takes_what_update_takes():
+    X = with_spectrum(100, 30, spectrum("poly", 30, 6))
+    found = stream(X).finalize(3)
+    Y = found.transform(X)
+    torch.testing.assert_close(found.transform(X.numpy()), Y)
+    torch.testing.assert_close(found.inverse_transform(Y.numpy()), found.inverse_transform(Y))
+    half = X.to(torch.bfloat16)
+    assert found.transform(half).dtype == torch.float32
+    torch.testing.assert_close(found.transform(half), found.transform(half.float()))
+    torch.testing.assert_close(found.inverse_transform(Y.half()), found.inverse_transform(Y.half().float()))
+    for bad in (X.long(), X.to(torch.complex128)):
+        with pytest.raises(TypeError, match=r"transform: X is torch\..* real floating point"):
+            found.transform(bad)
+    with pytest.raises(TypeError, match=r"inverse_transform: Y is torch\.int64"):
+        found.inverse_transform(Y.long())
+    with pytest.raises(TypeError, match="numpy dtype int64"):
+        found.transform(X.long().numpy())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_bad_rows_change_nothing(mode):
     X = activations(50, 20)
