@@ -16,14 +16,15 @@ from balanced_rep.linalg._small import double
 
 __all__ = ["Centred", "External", "Turned", "is_operator"]
 
+CANCELLED = 10  # ratio of squared norms with and without the means, up to which their difference is trusted
 TRANSPOSES = ("mH", "H", "adjoint", "mT", "T")
 
 
 def is_operator(A: Any) -> bool:
-    """Whether ``A`` is to be used by its products: no array, but with a shape and ``@``."""
+    """Whether ``A`` is to be used by its products: no array of any library, but with a shape and ``@``."""
     sparse = isinstance(A, Tensor) and A.layout != torch.strided
-    dense = isinstance(A, (Tensor, np.ndarray)) and not sparse
-    return not dense and hasattr(A, "shape") and hasattr(A, "__matmul__")
+    dense = isinstance(A, (Tensor, np.ndarray)) or hasattr(A, "__dlpack__")
+    return (sparse or not dense) and hasattr(A, "shape") and hasattr(A, "__matmul__")
 
 
 class External:
@@ -183,7 +184,10 @@ class Centred:
         self._mean = inner.adjoint(ones).to(double(inner.dtype)) / inner.long  # (B, 1, n)
         self.norm_squared = None
         if inner.norm_squared is not None:
-            self.norm_squared = inner.norm_squared - inner.long * self._mean.abs().square().sum((-2, -1))
+            rest = inner.norm_squared - inner.long * self._mean.abs().square().sum((-2, -1))
+            # Behind large means the difference of the two is rounding of the products: the norm is not known then.
+            if bool((inner.norm_squared <= CANCELLED * rest).all()):
+                self.norm_squared = rest
 
     @property
     def columns(self) -> int:

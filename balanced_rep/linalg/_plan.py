@@ -12,6 +12,7 @@ __all__ = ["Options", "Plan", "as_integer", "has_bfloat16", "make_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
+LOW_TOL = 1e-3  # the least tol that rounds in bfloat16, of 8 bits, come to
 BLOCK_MULTIPLE = 16  # the width at which products of a wide matrix with a thin one reach their speed
 
 
@@ -153,7 +154,8 @@ def make_plan(options: Options, long: int, short: int, dtype: torch.dtype, devic
     exact = k == 0 or enough > most or (not asked and (short <= 4 * width or 5 * k > short))
     low = None
     if dtype == torch.float32 and options.precision != "full":
-        wanted = options.precision == "bfloat16" or (has_bfloat16(device) and long * short >= 2**18)
+        reaches = options.tol is None or options.tol >= LOW_TOL
+        wanted = options.precision == "bfloat16" or (reaches and has_bfloat16(device) and long * short >= 2**18)
         low = torch.bfloat16 if wanted else None
     return Plan(k, exact, block, rounds, low)
 

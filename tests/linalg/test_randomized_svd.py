@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import balanced_rep as br
-from balanced_rep.linalg import ConvergenceWarning, SVDResult, _dense
+from balanced_rep.linalg import ConvergenceWarning, SVDResult, _dense, _plan
 from tests.linalg.matrices import SPECTRA, normal, spectrum, with_spectrum
 
 K = 10
@@ -201,6 +201,17 @@ def test_low_precision_rounds():
     assert full.info.notes == ()
 
 
+def test_low_precision_is_not_chosen_where_it_cannot_reach_tol(monkeypatch):
+    monkeypatch.setattr(_plan, "has_bfloat16", lambda device: True)
+    A = with_spectrum(600, 500, spectrum("slow", 500, K), dtype=torch.float32)
+    for tol, low in ((None, True), (1e-2, True), (1e-5, False)):
+        result = br.randomized_svd(A, K, tol=tol)
+        assert any("bfloat16" in note for note in result.info.notes) == low
+        assert bool(result.info.converged)
+    asked = br.randomized_svd(A, K, tol=1e-2, precision="bfloat16")
+    assert any("bfloat16" in note for note in asked.info.notes)
+
+
 def test_low_precision_is_left_where_values_fall_steeply():
     A = torch.stack([
         with_spectrum(300, 200, spectrum("steep", 200, 6), dtype=torch.float32),
@@ -263,6 +274,27 @@ def test_numpy_in_numpy_out():
     assert isinstance(result.info.rel_error, np.floating)
     complex_ = br.randomized_svd((A + 1j * A[::-1]), 4)
     np.testing.assert_allclose(complex_.S, np.linalg.svd(A + 1j * A[::-1], compute_uv=False)[:4], rtol=1e-5)
+
+
+def test_arrays_of_other_libraries_are_no_operators():
+    """cupy and others have a shape and ``@`` too, but give their memory by DLPack."""
+
+    class Array:
+        def __init__(self, t: Tensor) -> None:
+            self.t, self.shape, self.dtype = t, tuple(t.shape), "float64"
+
+        def __matmul__(self, other):
+            raise AssertionError("used as an operator")
+
+        def __dlpack__(self, **kwargs):
+            return self.t.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self):
+            return self.t.__dlpack_device__()
+
+    A = normal(4, 90, 70)
+    for got, expected in zip(br.randomized_svd(Array(A), 5), br.randomized_svd(A, 5), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_result_is_a_triple_with_info():
