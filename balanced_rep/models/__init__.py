@@ -7,6 +7,7 @@ from balanced_rep.models._edm import EDMDenoiser
 from balanced_rep.models._edm_network import EDMNetworkDenoiser, from_edm
 from balanced_rep.models._load import UnsafeModelError, encode_prompts, load
 from balanced_rep.models._mlp import ResidualMLP
+from balanced_rep.models._noise import start_noise
 from balanced_rep.models._protocol import Denoiser, Tap
 from balanced_rep.models._relu_dae import ReLUDAE
 from balanced_rep.models._sample import PathStep, denoising_path, sample, sigma_schedule
@@ -37,4 +38,5 @@ __all__ = [
     "load",
     "sample",
     "sigma_schedule",
+    "start_noise",
 ]

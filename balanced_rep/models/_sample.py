@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from balanced_rep.models._noise import start_noise
 from balanced_rep.models._protocol import Denoiser
-from balanced_rep.ops import philox_normal
 
 __all__ = ["PathStep", "denoising_path", "sample", "sigma_schedule"]
 
@@ -136,7 +136,7 @@ def sample(
     done = []
     for start in range(0, n, batch_size):
         items = torch.arange(start, min(n, start + batch_size), device=like.device)
-        noise = philox_normal(first + items, math.prod(shape), seed=seed).to(like.dtype).reshape(-1, *shape)
+        noise = start_noise(len(items), shape, seed=seed, first=first + start, like=like)
         part = tree_map(lambda c, at=items: c[at] if isinstance(c, Tensor) else c, cond)
         *_, last = denoising_path(D, levels[0] * noise, levels, cond=part, guidance=guidance)
         done.append(last.y)

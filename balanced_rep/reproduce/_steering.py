@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from balanced_rep.models import digits, digits_data, sample
-from balanced_rep.ops import philox_normal
+from balanced_rep.models import digits, digits_data, sample, start_noise
 from balanced_rep.reproduce._figures import curves, image_grid
 from balanced_rep.reproduce._part import Claim, Figure, Part, Settings, Table, Tell, judge
 from balanced_rep.steering import direction, response, response_derivative, sdedit_samples, steered_samples
@@ -29,7 +28,7 @@ def steering(settings: Settings, tell: Tell) -> Part:
     part = Part("steering", "Steering generalized and memorized samples")
     D, data = digits(), digits_data()
     n = 512 if settings.quick else 1024
-    z = philox_normal(torch.arange(n), 64, seed=settings.seed).reshape(n, 1, 8, 8)
+    z = start_noise(n, (1, 8, 8), seed=settings.seed)
     tell(f"{n} samples")
     x = sample(D, n, seed=settings.seed)
     flat = data.images.flatten(1)

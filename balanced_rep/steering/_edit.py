@@ -34,7 +34,7 @@ def steered_samples(
     Args:
         D: The denoiser.
         direction: What is added.
-        start: Standard normal noise, `(n, *sample_shape)`.
+        start: Standard normal noise, `(n, *sample_shape)`; that of `sample` is `models.start_noise`.
         strengths: S strengths.
         n_steps: Steps of the default schedule.
         sigmas: Noise levels instead.

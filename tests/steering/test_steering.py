@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import balanced_rep as br
 from balanced_rep import steering
-from balanced_rep.models import Tap, digits, digits_data
-from balanced_rep.ops import philox_normal
+from balanced_rep.models import Tap, digits, digits_data, start_noise
+from balanced_rep.models._noise import noise
 from balanced_rep.steering import Direction, direction, steer, steered_samples, window
 from balanced_rep.theory import GaussianDenoiser, separable_subset, train_dae
 
@@ -26,7 +26,7 @@ def gen(seed: int) -> torch.Generator:
 
 
 def start(n: int, first: int = 0) -> Tensor:
-    return philox_normal(torch.arange(first, first + n), 64, seed=0).reshape(n, 1, 8, 8)
+    return start_noise(n, (1, 8, 8), first=first)
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +324,14 @@ def test_derivative_of_the_response(towards: Direction) -> None:
     h = 1e-5
     torch.testing.assert_close(got, (at(h) - at(-h)) / (2 * h), rtol=1e-5, atol=1e-7)
     assert got.abs().min() > 0
+
+
+def test_a_sample_does_not_meet_the_noise_that_it_came_from(D: Any) -> None:
+    x = br.models.sample(D, 64)
+    begun, scored = start(64), noise(torch.arange(64), (1, 8, 8), seed=0, draw=0, like=x)
+    assert abs(torch.corrcoef(torch.stack([begun.flatten(), scored.flatten()]))[0, 1]) < 0.06  # 4 / sqrt(64 * 64)
+    again = steering.sdedit_samples(D, x, [1.0])[0]
+    assert ((again - x).flatten(1).norm(dim=1) > 0.1).double().mean() > 0.9
 
 
 def test_memorized_samples_answer_less_to_a_weak_push(D: Any, towards: Direction) -> None:
