@@ -85,7 +85,7 @@ def test_a_direction_is_a_mean_or_a_difference_of_means(D: Any, eights_and_three
     handle = D.get_submodule(LAYER).register_forward_hook(lambda m, a, o: kept.append(o))
     with torch.no_grad():
         for x in (positive, negative):
-            D(x + 0.2 * start(30), 0.2)
+            D(x + 0.2 * noise(torch.arange(30), (1, 8, 8), seed=0, draw=0, like=x), 0.2)
     handle.remove()
     plain = direction(D, positive, sigma=0.2, layers=LAYER, batch_size=7)
     torch.testing.assert_close(plain.vectors[LAYER], kept[0].mean(0), rtol=1e-4, atol=1e-5)
