@@ -13,7 +13,8 @@ from torch import Tensor
 
 from balanced_rep.linalg._certificate import lower_tail
 from balanced_rep.linalg._dense import clamp_note, dense_svd
-from balanced_rep.linalg._jacobian_search import JacobianProgress, Products, Settings, Triples, search_jacobian
+from balanced_rep.linalg._jacobian_products import Products
+from balanced_rep.linalg._jacobian_search import JacobianProgress, Settings, Triples, search_jacobian
 from balanced_rep.linalg._operator import JacobianOperator
 from balanced_rep.linalg._plan import Options, as_integer
 from balanced_rep.linalg._result import ConvergenceWarning, SVDInfo, SVDResult
