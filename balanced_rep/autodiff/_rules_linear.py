@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, primal, slot_dim, slot_dims, slots
+from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, lift, primal, slot_dim, slot_dims, slots
 from balanced_rep.autodiff._fused import plainly_channels_last
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._products import linear
@@ -29,7 +29,7 @@ def _linear(input: Any, weight: Any, bias: Tensor | None = None) -> Dual:
     if is_dual(weight):
         y = _matmul(input, Dual(weight.stack.transpose(-1, -2)) if weight.dim() > 1 else weight).stack
     elif not isinstance(input, Dual):  # only the bias moves
-        y = _constant(F.linear(input, weight), slots(bias))
+        y = lift(F.linear(input, weight), slots(bias))
     elif _works_apart(bias):
         return _apart("linear", input, weight, bias, lambda x, w, b: linear(x, w) if b is None else F.linear(x, w, b))
     else:
@@ -54,12 +54,6 @@ def _apart(
     y = primal_of() if session.tape is None else session.tape.kept(name, value, weight, bias, options, primal_of)
     dtype = session.tangent_dtype or tangents.dtype
     return Dual.later(Apart(y, f(tangents.to(dtype), session.cast(weight, dtype), None)))
-
-
-def _constant(value: Tensor, n_slots: int) -> Tensor:
-    y = value.new_zeros((n_slots, *value.shape))
-    y[0].copy_(value)
-    return y
 
 
 def _add_bias(y: Tensor, bias: Tensor | None, behind: int) -> Tensor:
@@ -302,7 +296,7 @@ def _max_pool(spatial: int) -> None:
 
     def apply(input: Dual, *args: Any, **kwargs: Any) -> Any:
         found = with_indices(input, *args[:5], **{k: v for k, v in kwargs.items() if k != "return_indices"})
-        return found if kwargs.get("return_indices", len(args) > 6 and args[6]) else found[0]
+        return found if kwargs.get("return_indices") else found[0]
 
     formula = "t' = t at the index of the maximum"
     rule(f"max_pool{spatial}d", kind="linear", formula=formula)(apply)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from balanced_rep.autodiff import _fused
 from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim, slot_dims
+from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._pending import NormedGroups, NormedRows
 from balanced_rep.autodiff._registry import RULES, Rule, rule
+from balanced_rep.autodiff._session import calling_module
 from balanced_rep.ops._jvp import wide
 from balanced_rep.ops._registry import OpSpec
 from balanced_rep.ops.norm_jvp import LAYER_NORM_JVP, RMS_NORM_JVP
@@ -74,9 +76,6 @@ def _batch_norm(
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Any:  # fmt: skip
     if training and running_mean is not None:
-        from balanced_rep.autodiff._errors import UnsupportedError
-        from balanced_rep.autodiff._session import calling_module
-
         raise UnsupportedError(
             f"br.jvp: batch normalisation is in training mode{calling_module()}: it would change the running "
             "statistics, and samples would depend on each other. Call model.eval()."

@@ -183,7 +183,7 @@ def calibrate(
     """
     score = get(score) if isinstance(score, str) else score
     labels = torch.as_tensor(labels).cpu()
-    first = _cut(labels, groups, selection_share, seed)
+    first = cut(labels, groups, selection_share, seed)
     n_negative = _count(~labels.bool() & ~first, groups)
     least = least_calibration_size(fpr, confidence)
     if n_negative < least:
@@ -238,7 +238,7 @@ def _score_all(
     return Scores(**{**vars(parts[0]), "values": joined, "status": status, "sigmas": tuple(float(s) for s in sigmas)})
 
 
-def _cut(labels: Tensor, groups: Tensor | None, share: float, seed: int) -> Tensor:
+def cut(labels: Tensor, groups: Tensor | None, share: float, seed: int) -> Tensor:
     """Which samples are for the choice, `(n,)` bool: whole groups, each class in proportion."""
     if labels.ndim != 1 or not bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError(f"calibrate: labels must be 0 or 1, one per sample, got {tuple(labels.shape)} {labels.dtype}.")

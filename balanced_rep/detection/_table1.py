@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from balanced_rep.detection._calibrate import _cut
+from balanced_rep.detection._calibrate import cut
 from balanced_rep.detection._evaluate import Comparison, Evaluation, compare, evaluate
 from balanced_rep.detection._intervals import area_under_curve
 from balanced_rep.detection._score import Direction, Scores, get
@@ -128,7 +128,7 @@ def table1(
     x, conditions, labels = _joined(memorized, other, cond)
     if paper is not None and paper not in PAPER_TABLE_1:
         raise ValueError(f"table1: the paper has columns {', '.join(PAPER_TABLE_1)}; got {paper!r}.")
-    first = _cut(labels, groups, 0.5, seed)
+    first = cut(labels, groups, 0.5, seed)
     printed = PAPER_TABLE_1.get(paper or "", {})
     rows: list[Row] = []
 

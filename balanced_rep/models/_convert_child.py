@@ -73,7 +73,7 @@ def convert(path: str, out: str, key: str) -> dict[str, Any]:
         file.write(save(tensors))
     with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file, indent=2)
-    return {"n_tensors": len(tensors), "n_parameters": sum(t.numel() for t in tensors.values()), "config": config}
+    return {"n_tensors": len(tensors), "n_parameters": sum(t.numel() for t in tensors.values())}
 
 
 def main() -> None:
