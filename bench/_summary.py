@@ -22,6 +22,7 @@ PRODUCTS = {
     "loop of torch.func.jvp": "loop of `torch.func.jvp`",
     "jax.vmap(jax.jvp), jit": "JAX, jitted",
 }
+PARTS = {"statistics": "moments", "products": "jvp", "decompositions": "svd", "detection": "detection"}
 NETWORKS = {"dit": "a DiT", "sd": "a reduced SD UNet", "edm": "an EDM-like UNet"}
 DECOMPOSITIONS = {
     "torch.svd_lowrank, niter=2": "`svd_lowrank`",
@@ -117,7 +118,7 @@ def _detection(rows: list[Row]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table and the machine.
+    """The table, the machine, and the commit and day that each part was measured at.
 
     Args:
         rows: Any results of that machine.
@@ -125,4 +126,11 @@ def markdown(rows: Sequence[Row]) -> str:
     Returns:
         Markdown.
     """
-    return f"{table()}\n\n{report.machine_line(rows)}"
+    r = rows[-1]
+    measured = []
+    for part, name in PARTS.items():
+        found = report.read(report.RESULTS / f"{name}.csv")
+        if commits := sorted({row["commit"] for row in found}):
+            measured.append(f"{part} {' and '.join(commits)}")
+    machine = f"{r['cpu']}, {r['cpus']} cores, instruction set {r['isa']}; torch {r['torch']}"
+    return f"{table()}\n\n{machine}. Detection in CPU time. Commits: {', '.join(measured)}."
