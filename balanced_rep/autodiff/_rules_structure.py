@@ -45,8 +45,10 @@ def _reformat(x: Dual, memory_format: torch.memory_format) -> Dual:
 
 
 @rule("to", kind="structure", formula=SAME)
-def _to(input: Dual, *args: Any, **kwargs: Any) -> Tensor:
+def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     args = tuple(primal(a) for a in args)
+    if not isinstance(input, Dual):
+        return input.to(*args, **kwargs)  # a constant, made like the value of a dual
     memory_format = kwargs.pop("memory_format", torch.preserve_format)
     probe = torch.empty(0, dtype=input.dtype, device=input.device)
     new = input

@@ -66,7 +66,7 @@ class Detector:
         Args:
             D: The denoiser.
             x: Samples.
-            **inputs: `cond`, `reference`, `batch_size`, `on_batch`, as the score takes them.
+            **inputs: `cond`, `reference`, `first`, `batch_size`, `on_batch`, as the score takes them.
 
         Returns:
             Scores and flags.

@@ -7,15 +7,17 @@ are differences of D over :math:`\sigma`.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sigma_schedule
+from balanced_rep.models._conditions import expand_rows
 from balanced_rep.models._noise import noise
 
 __all__ = ["ConditionJacobian", "NeMo", "NoiseDifference", "Sharpness", "null_batch"]
@@ -39,7 +41,7 @@ def null_batch(D: Denoiser, n: int) -> Any:
             f"{type(D).__name__} is unconditional: it has no null condition to compare a condition with. Use a score "
             "that needs none, one without 'condition' in their `requires`."
         )
-    return tree_map(lambda c: c.expand(n, *c.shape[1:]) if isinstance(c, Tensor) else c, D.null_condition)
+    return expand_rows(D.null_condition, n)
 
 
 def _start(D: Denoiser, batch: Batch, what: str, draw: int = 0) -> Tensor:
@@ -52,6 +54,27 @@ def _start(D: Denoiser, batch: Batch, what: str, draw: int = 0) -> Tensor:
         raise ValueError(f"{what}: this denoiser does not say what a sample looks like; give samples x.")
     like = next(iter(D.parameters()), torch.empty(0)) if isinstance(D, nn.Module) else torch.empty(0)
     return sigma * noise(batch.items, shape, seed=batch.seed, draw=draw, like=like)
+
+
+def _pair(D: Denoiser, batch: Batch) -> Callable[[Tensor, float], Tensor]:
+    """What denoises two halves, of one batch each: with its condition, and with the null condition.
+
+    In one call where the two can be joined; classes are numbers and their null condition may be a vector.
+
+    Args:
+        D: The denoiser.
+        batch: Conditions.
+
+    Returns:
+        Function of `(2 b, *sample_shape)` and a noise level.
+    """
+    n, cond, null = len(batch), batch.cond, null_batch(D, len(batch))
+    ours, theirs = tree_flatten(cond), tree_flatten(null)
+    forms = [[(t.shape[1:], t.dtype) if isinstance(t, Tensor) else t for t in leaves] for leaves, _ in (ours, theirs)]
+    if ours[1] == theirs[1] and forms[0] == forms[1]:
+        both = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) and a.ndim else a, cond, null)
+        return lambda z, sigma: D(z, sigma, both)
+    return lambda z, sigma: torch.cat([D(z[:n], sigma, cond), D(z[n:], sigma, null)])
 
 
 class _Conditional(Score):
@@ -109,14 +132,13 @@ class NoiseDifference(_Conditional):
         Returns:
             `(b,)`.
         """
-        null = null_batch(D, len(batch))
-        both = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, batch.cond, null)
+        run = _pair(D, batch)
         levels = sigma_schedule(D, self.n_total, sigma_max=batch.sigmas[0])
         total = torch.zeros(len(batch), dtype=torch.float64)
         for draw in range(self.n_draws):
             y = _start(D, batch, self.name, draw)
             for sigma, following in itertools.pairwise(levels[: self.n_steps + 1]):
-                with_c, without = D(y.repeat(2, *[1] * (y.ndim - 1)), sigma, both).chunk(2)
+                with_c, without = run(y.repeat(2, *[1] * (y.ndim - 1)), sigma).chunk(2)
                 total += ((with_c - without).flatten(1).double().norm(dim=1) / sigma).cpu()
                 guided = without + self.guidance * (with_c - without)
                 y = guided + following / sigma * (y - guided)
@@ -148,12 +170,10 @@ class Sharpness(_Conditional):
             `(b,)`.
         """
         sigma, y = batch.sigmas[0], _start(D, batch, self.name)
-        null = null_batch(D, len(batch))
-        both = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, batch.cond, null)
-        twice = torch.cat([y, y])
-        with_c, without = D(twice, sigma, both).chunk(2)
+        run, twice = _pair(D, batch), torch.cat([y, y])
+        with_c, without = run(twice, sigma).chunk(2)
         s_d = (with_c - without) / sigma**2
-        _, j = jvp(lambda z: D(z, sigma, both), twice, torch.cat([s_d, s_d])[None])
+        _, j = jvp(lambda z: run(z, sigma), twice, torch.cat([s_d, s_d])[None])
         of_c, of_u = j[0].chunk(2)
         batch.forwards += 4 * len(batch)
         batch.tangents += 2 * len(batch)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sample
+from balanced_rep.models._conditions import take_rows
 
 __all__ = ["GenerationDensity", "NearestReference", "tiled_distance"]
 
@@ -89,7 +89,7 @@ class GenerationDensity(Score):
             `(b,)`.
         """
         n = self.n_images
-        cond = tree_map(lambda c: c.repeat_interleave(n, 0) if isinstance(c, Tensor) else c, batch.cond)
+        cond = take_rows(batch.cond, torch.arange(len(batch)).repeat_interleave(n))
         options = {"n_steps": self.n_steps, "guidance": self.guidance, "seed": batch.seed}
         made = sample(D, len(batch) * n, cond=cond, first=int(batch.items[0]) * n, **options)
         batch.forwards += len(made) * self.n_steps * (1 if self.guidance == 1 else 2)

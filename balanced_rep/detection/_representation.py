@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
+from balanced_rep.models._conditions import repeat_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.stats import RepresentationStats, record
 
@@ -70,7 +71,7 @@ class RepresentationStd(Score):
         wide = sigma.view(-1, 1, *[1] * x.ndim)
         y = (x + wide * torch.stack(drawn)).flatten(0, 2)  # (sigmas draws b, ...)
         rows = sigma.repeat_interleave(self.n_draws * b)
-        cond = None if batch.cond is None else _repeated(batch.cond, n_sigmas * self.n_draws)
+        cond = repeat_rows(batch.cond, n_sigmas * self.n_draws)
         batch.forwards += len(y)
         found = record_layers(D, batch.layers, lambda: D(y, rows, cond), pool=self.pool)
         values = []
@@ -109,9 +110,3 @@ def record_layers(
         ]
         run()
     return {name: next(r[name] for r in recordings if name in r) for name in layers}
-
-
-def _repeated(cond: Any, times: int) -> Any:
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda c: c.repeat(times, *[1] * (c.ndim - 1)) if isinstance(c, Tensor) else c, cond)

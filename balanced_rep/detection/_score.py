@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from balanced_rep.models import Denoiser
 from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
+from balanced_rep.models._conditions import n_rows, take_rows
 
 __all__ = ["OK", "Batch", "Direction", "Needs", "Score", "Scores", "get", "names", "register"]
 
@@ -76,7 +77,7 @@ class Batch:
     Attributes:
         x: Clean samples `(b, *sample_shape)`, if given.
         cond: Conditions with a leading dim b, if given.
-        items: Number of each sample in the call, `(b,)` int64: with the seed, the key of its noise.
+        items: Number of each sample, `(b,)` int64: with the seed, the key of its noise.
         sigmas: Noise levels.
         layers: Layers.
         seed: Of the noise.
@@ -182,6 +183,7 @@ class Score(ABC):
         sigma: float | Sequence[float] | None = None,
         layers: str | Sequence[str] | None = None,
         seed: int = 0,
+        first: int = 0,
         batch_size: int = 64,
         on_batch: Callable[[int], None] | None = None,
     ) -> Scores:
@@ -194,8 +196,10 @@ class Score(ABC):
             reference: Training samples, or conditions, that the score compares with.
             sigma: Noise level in data units, or several.
             layers: Names from `D.layers`, one or several; default: all.
-            seed: Of the noise. The noise of a sample depends on the seed and its place in `x` alone, so the score does
-                not depend on `batch_size` beyond rounding.
+            seed: Of the noise. The noise of a sample depends on the seed and its number alone, so the score does not
+                depend on `batch_size` beyond rounding.
+            first: Number of the first sample. Samples that are scored in several calls, such as one at a time, need
+                it to have noise of their own: `score(D, x[3:5], first=3)` is a part of `score(D, x)`.
             batch_size: Samples at once; each comes with all noise levels.
             on_batch: Called after each batch with the number of samples in it.
 
@@ -208,7 +212,9 @@ class Score(ABC):
         """
         started = time.perf_counter()
         self._check_inputs(D, x, cond, reference, sigma, layers, batch_size)
-        n = len(x) if x is not None else _batch_dim(cond)
+        if first < 0:
+            raise ValueError(f"{self.name}: first= is the number of a sample, at least 0, got {first}.")
+        n = len(x) if x is not None else n_rows(cond)
         single = not isinstance(sigma, Sequence) and ("layers" not in self.requires or isinstance(layers, str))
         if D is not None and x is not None:
             check_images(self.name, D, x)
@@ -220,15 +226,13 @@ class Score(ABC):
         values, status, forwards, tangents = [], [], 0.0, 0.0
         with torch.no_grad():
             for start in range(0, n, batch_size):
-                items = torch.arange(start, min(n, start + batch_size))
-                part = tree_map(lambda c, at=items: c[at.to(c.device)] if isinstance(c, Tensor) else c, cond)
-                batch = Batch(
-                    None if x is None else x[start : start + batch_size], part, items, sigmas, chosen, seed, reference
-                )
-                for tensor in (
-                    t for t in (batch.x, *tree_leaves(part)) if isinstance(t, Tensor) and t.is_floating_point()
-                ):
-                    batch.fail(~tensor.isfinite().flatten(1).all(dim=1), "what is to be scored is not finite")
+                rows = torch.arange(start, min(n, start + batch_size))
+                own = None if x is None else x[start : start + batch_size]
+                batch = Batch(own, take_rows(cond, rows), first + rows, sigmas, chosen, seed, reference)
+                for tensor in (batch.x, *tree_leaves(batch.cond)):
+                    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim:
+                        bad = ~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
+                        batch.fail(bad, "what is to be scored is not finite")
                 value = self.compute(D, batch).double().cpu()  # pyright: ignore[reportArgumentType]
                 batch.fail(~value.isfinite().reshape(-1, len(batch)).all(dim=0), "the score is not finite")
                 value[..., list(batch.failed)] = torch.nan
@@ -259,8 +263,8 @@ class Score(ABC):
             check_denoiser(self.name, D)
         if x is None and cond is None:
             raise ValueError(f"{self.name}: nothing to score: give samples x or cond=.")
-        if x is not None and cond is not None and _batch_dim(cond) != len(x):
-            raise ValueError(f"{self.name}: {len(x)} samples and {_batch_dim(cond)} conditions; one each is needed.")
+        if x is not None and cond is not None and n_rows(cond) != len(x):
+            raise ValueError(f"{self.name}: {len(x)} samples and {n_rows(cond)} conditions; one each is needed.")
         if layers is not None and "layers" not in self.requires:
             raise ValueError(f"{self.name}: takes no layers.")
         if batch_size < 1:
@@ -327,10 +331,3 @@ def get(name: str, **options: Any) -> Score:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"there is no score {name!r}.{hint} Known are: {', '.join(_REGISTRY)}.")
     return _REGISTRY[name](**options)
-
-
-def _batch_dim(cond: Any) -> int:
-    sizes = {len(leaf) for leaf in tree_leaves(cond) if isinstance(leaf, Tensor) and leaf.ndim}
-    if len(sizes) != 1:
-        raise ValueError(f"conditions must be tensors with one leading batch dim, got sizes {sorted(sizes)}.")
-    return sizes.pop()

@@ -20,6 +20,7 @@ from balanced_rep.detection._evaluate import Comparison, Evaluation, compare, ev
 from balanced_rep.detection._intervals import area_under_curve
 from balanced_rep.detection._score import Direction, Scores, get
 from balanced_rep.models import Denoiser
+from balanced_rep.models._conditions import n_rows, take_rows
 
 __all__ = ["PAPER_TABLE_1", "Row", "Table1", "table1"]
 
@@ -167,7 +168,7 @@ def table1(
             given = {}
             if name == "nemo":  # other prompts, of the half for choices
                 at_other = (first & ~labels).nonzero().flatten()
-                given = {"reference": tree_map(lambda c, i=at_other: _take(c, i), conditions)}
+                given = {"reference": take_rows(conditions, at_other)}
             add(name, "", score(D, cond=conditions, **inputs, **given))
     if not rows:
         raise ValueError(
@@ -181,11 +182,7 @@ def _joined(memorized: Any, other: Any, cond: tuple[Any, Any] | None) -> tuple[T
         raise ValueError("table1: give both memorized and other samples, or cond=(memorized, other), or all of them.")
     x = None if memorized is None else torch.cat([memorized, other])
     conditions = None if cond is None else tree_map(lambda a, b: torch.cat([a, b]), *cond)
-    sizes = (
-        (len(memorized), len(other))
-        if memorized is not None
-        else tuple(len(next(iter(_leaves(c)))) for c in cond or ())
-    )
+    sizes = (len(memorized), len(other)) if memorized is not None else tuple(n_rows(c) for c in cond or ())
     return x, conditions, torch.tensor([True] * sizes[0] + [False] * sizes[1])
 
 
@@ -246,7 +243,3 @@ def _calibrated(table: Scores, labels: Tensor, first: Tensor) -> tuple[str, Scor
 def _subset(scores: Scores, rows: Tensor) -> Scores:
     status = tuple(s for s, keep in zip(scores.status, rows.tolist(), strict=True) if keep)
     return Scores(**{**vars(scores), "values": scores.values[..., rows], "status": status})
-
-
-def _take(c: Any, index: Tensor) -> Any:
-    return c[index.to(c.device)] if isinstance(c, Tensor) else c

@@ -53,7 +53,7 @@ def _square(net: Any) -> tuple[int, ...] | None:
 
 
 def _call_unet(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-    return net(x, t, class_labels=cond).sample[:, : x.shape[1]]
+    return net(x, t, class_labels=cond).sample[:, : x.shape[1]]  # the rest is a learned variance
 
 
 def _call_unet_condition(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -62,11 +62,11 @@ def _call_unet_condition(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
     return net(
         x, t, encoder_hidden_states=cond["prompt"], encoder_attention_mask=cond.get("mask"),
         class_labels=cond.get("labels"), added_cond_kwargs=added or None,
-    ).sample  # fmt: skip
+    ).sample[:, : x.shape[1]]  # fmt: skip
 
 
 def _call_dit(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-    return net(x, timestep=t, class_labels=cond).sample[:, : x.shape[1]]  # the rest is a learned variance
+    return net(x, timestep=t, class_labels=cond).sample[:, : x.shape[1]]
 
 
 def _call_sd3(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -81,8 +81,8 @@ def _call_flux(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
     places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.device, x.dtype)
     options = {}
     if net.config.guidance_embeds:
-        guidance = cond.get("guidance")
-        options["guidance"] = torch.full((b,), 3.5, dtype=x.dtype, device=x.device) if guidance is None else guidance
+        guidance = torch.as_tensor(cond.get("guidance", 3.5), dtype=x.dtype, device=x.device)
+        options["guidance"] = guidance.expand(b)
     out = net(
         tokens, encoder_hidden_states=cond["prompt"], pooled_projections=cond["pooled"], timestep=t, img_ids=places,
         txt_ids=places.new_zeros(cond["prompt"].shape[1], 3), **options,

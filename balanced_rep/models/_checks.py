@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from balanced_rep.models._protocol import Denoiser
 from balanced_rep.stats._record_layers import near_names
 
-__all__ = ["check_denoiser", "check_images", "check_sigmas", "resolve_layers"]
+__all__ = ["check_denoiser", "check_images", "check_path", "check_sigmas", "resolve_layers"]
 
 SLACK = 0.05  # of the data range: codecs and resampling overshoot a little
 
@@ -92,9 +93,9 @@ def check_sigmas(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float
         The levels.
 
     Raises:
-        ValueError: If one is outside the denoiser's range, or there is none.
+        ValueError: If one is outside the denoiser's range or NaN, or there is none.
     """
-    if not sigmas:
+    if not len(sigmas):
         raise ValueError(f"{what}: no noise level is given.")
     low, high = D.sigma_range
     for sigma in sigmas:
@@ -103,6 +104,27 @@ def check_sigmas(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float
                 f"{what}: sigma={sigma:g} is outside what this model was made for, {low:g} to {high:g} in data units."
             )
     return tuple(sigmas)
+
+
+def check_path(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float, ...]:
+    """Checks the noise levels of a walk from noise to samples.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        sigmas: Noise levels in data units.
+
+    Returns:
+        The levels.
+
+    Raises:
+        ValueError: If they do not decrease, or one but the last is outside the denoiser's range.
+    """
+    levels = check_sigmas(what, D, tuple(float(s) for s in sigmas))
+    if not levels[0] or not all(a > b for a, b in itertools.pairwise(levels)):
+        shown = ", ".join(f"{s:g}" for s in levels[:8]) + (", ..." if len(levels) > 8 else "")
+        raise ValueError(f"{what}: noise levels must decrease, and only the last one may be 0; got {shown}.")
+    return levels
 
 
 def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from balanced_rep.models._architectures import architecture, cross_attention_values, find_taps
+from balanced_rep.models._conditions import expand_rows
 from balanced_rep.models._edm import _noise_level
-from balanced_rep.models._precondition import Prediction, TimeScale, coefficients, time_scale
+from balanced_rep.models._noise import ENCODING, noise
+from balanced_rep.models._precondition import Prediction, TimeScale, check_prediction, coefficients, time_scale
 from balanced_rep.models._protocol import Tap
 
 __all__ = ["DiffusersDenoiser", "from_diffusers"]
@@ -52,6 +54,9 @@ class DiffusersDenoiser(nn.Module):
             null_condition: The condition that stands for none, with a leading dim 1.
             data_range: Of clean samples; default (-1, 1) for pixels, unbounded for latents.
             sample_shape: Of one sample; default: as the network's configuration says.
+
+        Raises:
+            ValueError: If the prediction does not belong to the time scale.
         """
         super().__init__()
         self._architecture = architecture(net)
@@ -63,7 +68,7 @@ class DiffusersDenoiser(nn.Module):
         self._taps = find_taps(net)
         own = self._architecture.null(net)
         self._null = own if null_condition is None else null_condition
-        coefficients(prediction, torch.ones(1))  # the kind is known
+        check_prediction(prediction, time)
 
     @property
     def layers(self) -> Mapping[str, Tap]:
@@ -130,12 +135,14 @@ class DiffusersDenoiser(nn.Module):
         return float(self.time.sigma(torch.tensor([timestep], dtype=torch.float64)))
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, seed: int | None = None) -> Tensor:
+    def encode(self, images: Tensor, *, seed: int | None = None, first: int = 0) -> Tensor:
         """Latents of images, in the scale that the network works on.
 
         Args:
             images: `(batch, channels, height, width)` in [-1, 1].
-            seed: `None` takes the mean of the latent distribution, which is deterministic; a number draws from it.
+            seed: `None` takes the mean of the latent distribution, which is deterministic; a number draws from it, for
+                each image by its own number, whatever the batch.
+            first: Number of the first image, of those that are encoded in several calls.
 
         Returns:
             `(batch, *sample_shape)`.
@@ -154,7 +161,8 @@ class DiffusersDenoiser(nn.Module):
         if seed is None:
             z = latent.mode()
         else:
-            z = latent.sample(generator=torch.Generator(like.device).manual_seed(seed))
+            mean, items = latent.mean, torch.arange(first, first + len(images))
+            z = mean + latent.std * noise(items, tuple(mean.shape[1:]), seed=seed, draw=ENCODING, like=mean)
         return (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     @torch.no_grad()
@@ -191,7 +199,7 @@ class DiffusersDenoiser(nn.Module):
                     f"This denoiser needs a condition, {wanted}: give cond=, or null_condition= to from_diffusers, for "
                     "Stable Diffusion the embedding of an empty prompt."
                 )
-            cond = tree_map(lambda c: c.expand(n, *c.shape[1:]) if isinstance(c, Tensor) else c, cond)
+            cond = expand_rows(cond, n)
         like = next(self.net.parameters())
         return tree_map(lambda c: _onto(c, like), cond)
 
@@ -224,7 +232,8 @@ def from_diffusers(
 
     Raises:
         TypeError: If the network is of another class.
-        ValueError: If there is no scheduler, or it does not tell the noise levels.
+        ValueError: If there is no scheduler, it does not tell the noise levels, or they do not go with what the network
+            is said to predict.
     """
     parts = getattr(model, "components", None)
     if isinstance(parts, dict):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from balanced_rep.ops import philox_normal
 
-__all__ = ["noise", "start_noise"]
+__all__ = ["ENCODING", "noise", "start_noise"]
 
 DRAW_SHIFT = 40  # bits for the number of a sample
 SAMPLING = 1 << 20  # draw that samples start from, above those of the analyses: a sample meets its own noise nowhere
+ENCODING = SAMPLING + 1  # draw of an autoencoder's latents
 
 
 def noise(items: Tensor, shape: tuple[int, ...], *, seed: int, draw: int, like: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["FlowTime", "Prediction", "TimeScale", "VPTime", "coefficients", "time_scale"]
+__all__ = ["FlowTime", "Prediction", "TimeScale", "VPTime", "check_prediction", "coefficients", "time_scale"]
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
@@ -152,6 +152,26 @@ class FlowTime:
 TimeScale = VPTime | FlowTime
 
 
+def check_prediction(kind: Prediction, time: TimeScale) -> None:
+    """Checks that a prediction belongs to a time scale; any other pair of them would be wrong without a sign of it.
+
+    Args:
+        kind: What a network predicts.
+        time: Its time scale.
+
+    Raises:
+        ValueError: If the kind is unknown, or a flow is predicted on a variance-preserving chain, or the reverse.
+    """
+    coefficients(kind, torch.ones(1))
+    if (kind == "flow_prediction") != isinstance(time, FlowTime):
+        chain = "the time of a flow" if isinstance(time, FlowTime) else "a variance-preserving chain of betas"
+        raise ValueError(
+            f"the scheduler has {chain}, and the network is said to predict {kind!r}: 'flow_prediction' goes with a "
+            "flow (a FlowMatch scheduler, or use_flow_sigmas=True), the others with betas. Give the scheduler of the "
+            "training."
+        )
+
+
 def time_scale(scheduler: Any, *, flow_scale: float = 1000.0) -> tuple[TimeScale, Prediction]:
     """What a diffusers scheduler says about time and prediction.
 
@@ -163,11 +183,14 @@ def time_scale(scheduler: Any, *, flow_scale: float = 1000.0) -> tuple[TimeScale
         Time scale and prediction.
 
     Raises:
-        ValueError: If the scheduler has neither, or its chain is not increasing.
+        ValueError: If the scheduler has neither, its chain is not increasing, or its prediction does not belong to it.
     """
     name, config = type(scheduler).__name__, dict(scheduler.config)
-    if "FlowMatch" in name:
-        return FlowTime(flow_scale), "flow_prediction"
+    if "FlowMatch" in name or config.get("use_flow_sigmas"):  # multistep solvers keep betas that a flow does not use
+        said = config.get("prediction_type", "flow_prediction")
+        scale = flow_scale * config.get("num_train_timesteps", 1000) / 1000
+        check_prediction(said, time := FlowTime(scale))
+        return time, said
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise ValueError(
@@ -178,4 +201,5 @@ def time_scale(scheduler: Any, *, flow_scale: float = 1000.0) -> tuple[TimeScale
     log_sigmas = ((1 - alphas) / alphas).log() / 2
     if len(log_sigmas) < 2 or not bool((log_sigmas.diff() > 0).all()):
         raise ValueError(f"{name}: the noise levels of its {len(log_sigmas)} times are not increasing.")
-    return VPTime(log_sigmas), config.get("prediction_type", "epsilon")
+    check_prediction(said := config.get("prediction_type", "epsilon"), time := VPTime(log_sigmas))
+    return time, said

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from balanced_rep.models._checks import check_path
+from balanced_rep.models._conditions import take_rows
 from balanced_rep.models._noise import start_noise
 from balanced_rep.models._protocol import Denoiser
 
@@ -68,7 +69,6 @@ def sigma_schedule(D: Denoiser, n_steps: int, *, rho: float = 7.0, sigma_max: fl
     return [(ends[0] + i / steps * (ends[1] - ends[0])) ** rho for i in range(n_steps)] + [0.0]
 
 
-@torch.no_grad()
 def denoising_path(
     D: Denoiser, y: Tensor, sigmas: Sequence[float], *, cond: Any = None, guidance: float = 1.0
 ) -> Iterator[PathStep]:
@@ -77,14 +77,23 @@ def denoising_path(
     Args:
         D: The denoiser.
         y: Samples at noise level `sigmas[0]`, `(batch, *sample_shape)`.
-        sigmas: Decreasing noise levels; the last one may be 0.
+        sigmas: Decreasing noise levels that the denoiser was made for; the last one may be 0.
         cond: Condition of the samples.
         guidance: Classifier-free guidance: `D(null) + guidance (D(cond) - D(null))`. At 1, or without condition, the
             denoiser is evaluated once per step.
 
-    Yields:
-        Each step, before it is taken; after the last one a step at `sigmas[-1]` with the result in both fields.
+    Returns:
+        Iterator over the steps: each before it is taken, and after the last one a step at `sigmas[-1]` with the result
+        in both fields.
+
+    Raises:
+        ValueError: If the levels do not decrease, or one is outside the denoiser's range; before the first step.
     """
+    return _walk(D, y, check_path("denoising_path", D, sigmas), cond, guidance)
+
+
+@torch.no_grad()
+def _walk(D: Denoiser, y: Tensor, sigmas: Sequence[float], cond: Any, guidance: float) -> Iterator[PathStep]:
     for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         denoised = D(y, sigma, cond)
         if cond is not None and guidance != 1:
@@ -126,18 +135,17 @@ def sample(
         Samples, `(n, *sample_shape)`, on the device and in the dtype of the denoiser.
 
     Raises:
-        ValueError: If the shape of a sample is not known.
+        ValueError: If the shape of a sample is not known, or `sigmas` are not levels of this denoiser.
     """
     shape = sample_shape or getattr(D, "sample_shape", None)
     if shape is None:
         raise ValueError("sample: this denoiser does not say what a sample looks like; give sample_shape=.")
-    levels = sigma_schedule(D, n_steps) if sigmas is None else list(sigmas)
+    levels = check_path("sample", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
     like = next(iter(D.parameters()), torch.empty(0)) if isinstance(D, torch.nn.Module) else torch.empty(0)
     done = []
     for start in range(0, n, batch_size):
-        items = torch.arange(start, min(n, start + batch_size), device=like.device)
+        items = torch.arange(start, min(n, start + batch_size))
         noise = start_noise(len(items), shape, seed=seed, first=first + start, like=like)
-        part = tree_map(lambda c, at=items: c[at] if isinstance(c, Tensor) else c, cond)
-        *_, last = denoising_path(D, levels[0] * noise, levels, cond=part, guidance=guidance)
+        *_, last = denoising_path(D, levels[0] * noise, levels, cond=take_rows(cond, items), guidance=guidance)
         done.append(last.y)
     return torch.cat(done) if done else like.new_empty((0, *shape))

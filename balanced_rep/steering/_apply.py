@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -118,7 +118,7 @@ def _hook(name: str, module: nn.Module, at: str, vector: Tensor, now: dict[str, 
     return module.register_forward_hook(after).remove
 
 
-def levels_after(sigmas: list[float], start: float, end: float) -> tuple[float, float]:
+def levels_after(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float]:
     """The window of noise levels between two fractions of a schedule.
 
     Args:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from balanced_rep.models import Denoiser
 from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
+from balanced_rep.models._conditions import take_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.stats import record
 
@@ -182,7 +182,7 @@ def unit_means(
             for start in range(0, len(x), batch_size):
                 items = torch.arange(start, min(len(x), start + batch_size))
                 part = x[start : start + batch_size]
-                part_cond = tree_map(lambda c, i=items: c[i.to(c.device)] if isinstance(c, Tensor) else c, cond)
+                part_cond = take_rows(cond, items)
                 D(part + sigma * noise(items, x.shape[1:], seed=seed, draw=0, like=x), sigma, part_cond)
         found |= {name: recording[name].mean.double() for name in names}
     for name, mean in found.items():

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from balanced_rep.models import Denoiser, denoising_path, sigma_schedule
+from balanced_rep.models._checks import check_path
+from balanced_rep.models._conditions import repeat_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.steering._apply import levels_after, steer, window
 from balanced_rep.steering._direction import Direction
@@ -45,10 +47,13 @@ def steered_samples(
 
     Returns:
         `(S, n, *sample_shape)`.
+
+    Raises:
+        ValueError: If `sigmas` are not levels of this denoiser.
     """
-    levels = sigma_schedule(D, n_steps) if sigmas is None else list(sigmas)
+    levels = check_path("steered_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
     per_row = torch.as_tensor(strengths, dtype=start.dtype, device=start.device).repeat_interleave(len(start))
-    y, many = _spread(start, len(strengths)), _spread(cond, len(strengths))
+    y, many = repeat_rows(start, len(strengths)), repeat_rows(cond, len(strengths))
     with steer(D, direction, window(per_row, *levels_after(levels, *steps))):
         *_, last = denoising_path(D, levels[0] * y, levels, cond=many, guidance=guidance)
     return last.y.unflatten(0, (len(strengths), len(start)))
@@ -79,18 +84,21 @@ def interpolated_samples(
 
     Returns:
         `(S, n, *sample_shape)`.
+
+    Raises:
+        ValueError: If `sigmas` are not levels of this denoiser.
     """
-    levels = sigma_schedule(D, n_steps) if sigmas is None else list(sigmas)
+    levels = check_path("interpolated_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
 
     def between(a: Any, b: Any) -> Any:
-        if not isinstance(a, Tensor):
+        if not isinstance(a, Tensor) or not a.ndim:
             return a
         if not a.is_floating_point():
             raise ValueError("interpolated_samples: classes cannot be interpolated; conditions must be continuous.")
         return torch.cat([torch.lerp(a, b, float(s)) for s in strengths])
 
     many = tree_map(between, cond, target)
-    y = _spread(start, len(strengths))
+    y = repeat_rows(start, len(strengths))
     *_, last = denoising_path(D, levels[0] * y, levels, cond=many, guidance=guidance)
     return last.y.unflatten(0, (len(strengths), len(start)))
 
@@ -136,7 +144,3 @@ def sdedit_samples(
         *_, last = denoising_path(D, x + rest[0] * e, rest, cond=cond, guidance=guidance)
         edited.append(last.y)
     return torch.stack(edited)
-
-
-def _spread(tree: Any, times: int) -> Any:
-    return tree_map(lambda t: t.repeat(times, *[1] * (t.ndim - 1)) if isinstance(t, Tensor) else t, tree)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_sigmas
 
 __all__ = ["Linearity", "local_linearity"]
 
@@ -42,7 +43,11 @@ def local_linearity(D: Denoiser, y: Tensor, sigma: float, *, cond: Any = None) -
 
     Returns:
         Error, cosine and gain.
+
+    Raises:
+        ValueError: If the noise level is not one of this denoiser.
     """
+    check_sigmas("local_linearity", D, (sigma,))
     value, tangent = jvp(lambda z: D(z, sigma, cond), y, y[None])
     d, j = value.flatten(1).double(), tangent[0].flatten(1).double()
     return Linearity(

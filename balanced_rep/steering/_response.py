@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_sigmas
 from balanced_rep.models._noise import noise
 from balanced_rep.steering._apply import steer
 from balanced_rep.steering._direction import Direction
@@ -124,7 +125,11 @@ def response_derivative(
 
     Returns:
         `(n,)`.
+
+    Raises:
+        ValueError: If the noise level is not one of this denoiser.
     """
+    check_sigmas("response_derivative", D, (sigma,))
 
     def edited(a: Tensor) -> Tensor:
         with steer(D, direction, a):

@@ -138,6 +138,7 @@ COPIES = {
     "where broadcast": lambda x: torch.where(torch.ones(5, 1, 1, 1, 1, dtype=torch.bool), x, 1.0),
     "float": lambda x: x.float().double(),
     "to": lambda x: x.to(torch.float32).to(x),
+    "to, of a constant": lambda x: x * torch.ones(x.shape[-1], dtype=torch.int64).to(x),
     "to device": lambda x: x.to("cpu", torch.float64),
     "to same": lambda x: x.to(x.dtype),
     "type_as": lambda x: x.float().type_as(x),

@@ -285,6 +285,16 @@ def test_same_scores_for_every_batch_size_and_seed(name: str, toy, prompts: Tens
     assert name in str(one)
 
 
+@pytest.mark.parametrize("name", detection.names())
+def test_samples_scored_one_at_a_time_have_noise_of_their_own(name: str, toy, prompts: Tensor) -> None:
+    inputs = everything(toy, prompts)[name]
+    score, many = detection.get(name), detection.get(name)(toy, **inputs, first=2)
+    for i in range(3):
+        own = {key: v[i : i + 1] if key in ("x", "cond") else v for key, v in inputs.items()}
+        one = score(toy, **own, first=2 + i)
+        torch.testing.assert_close(one.values, many.values[i : i + 1], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", [n for n in detection.names() if n not in {"nemo", "nearest_reference"}])
 def test_nan_is_a_status_and_not_a_score(name: str, toy, prompts: Tensor) -> None:
     inputs = everything(toy, prompts)[name]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import balanced_rep as br
 from balanced_rep import detection
 from balanced_rep.models import Denoiser, UnsafeModelError, from_diffusers, load
+from balanced_rep.models._architectures import ARCHITECTURES
 from balanced_rep.models._precondition import FlowTime, VPTime, coefficients, time_scale
 
 diffusers = pytest.importorskip("diffusers")
@@ -110,6 +111,27 @@ def test_flow_jacobian(models) -> None:
     _, of_d = br.jvp(lambda z: D(z, s / (1 - s), cond), y, v)
     _, of_f = br.jvp(lambda z: net_call(D.net, z, torch.full((2,), 300.0), cond), (1 - s) * y, v)
     torch.testing.assert_close(of_d, (1 - s) * (v - s * of_f), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_flow_networks_with_a_multistep_solver(kind: str) -> None:
+    """Such a scheduler has betas as well, which a flow does not use; its own step is the oracle."""
+    net, cond, y = network("sd3").double(), condition("sd3", 2), samples("sd3").double()
+    cond = {name: c.double() for name, c in cond.items()}
+    chain = getattr(diffusers, kind)(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    D = from_diffusers(net, chain)
+    chain.set_timesteps(10)
+    chain._init_step_index(chain.timesteps[4])
+    s, t = float(chain.sigmas[4]), chain.timesteps[4]
+    assert D.timestep(s / (1 - s)) == pytest.approx(float(t), abs=1)  # a solver rounds its times
+    raw = ARCHITECTURES["SD3Transformer2DModel"].call(net, (1 - s) * y, torch.full((2,), 1000 * s), cond)
+    want = chain.convert_model_output(raw, sample=(1 - s) * y)
+    torch.testing.assert_close(D(y, s / (1 - s), cond), want, rtol=1e-5, atol=1e-5)
+    assert time_scale(
+        diffusers.UniPCMultistepScheduler(
+            use_flow_sigmas=True, num_train_timesteps=500, prediction_type="flow_prediction"
+        )
+    )[0] == FlowTime(500.0)
 
 
 # Every family ---------------------------------------------------------------------------------------------------------
@@ -245,6 +267,24 @@ def test_half_precision_networks_take_and_give_single_and_are_told_the_exact_tim
 def test_learned_variances_are_left_out(models) -> None:
     assert models["dit"].net.config.out_channels == 8
     assert models["dit"](samples("dit"), 0.5).shape == (2, 4, 8, 8)
+    net = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=8, layers_per_block=1, block_out_channels=(32,), norm_num_groups=8,
+        cross_attention_dim=32, attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )  # fmt: skip
+    assert from_diffusers(net, scheduler("sd"))(samples("sd"), 0.5, condition("sd", 2)).shape == (2, 4, 8, 8)
+
+
+def test_conditions_without_features_are_scored(models) -> None:
+    """The guidance that Flux is told is one number for each sample, or one for all."""
+    cond = condition("flux", 2)
+    score = detection.get("denoising_error")
+    plain = score(models["flux"], samples("flux"), cond=cond, sigma=0.5)  # told 3.5
+    for guidance in (torch.full((2,), 3.5), torch.tensor(3.5)):
+        told = score(models["flux"], samples("flux"), cond={**cond, "guidance": guidance}, sigma=0.5)
+        torch.testing.assert_close(told.values, plain.values)
+    broken = score(models["flux"], samples("flux"), cond={**cond, "guidance": torch.tensor([3.5, math.nan])}, sigma=0.5)
+    assert broken.status == ("ok", "what is to be scored is not finite")
 
 
 # Autoencoder and files ------------------------------------------------------------------------------------------------
@@ -262,6 +302,11 @@ def test_encode_is_deterministic_unless_seeded() -> None:
     one, two, other = D.encode(images, seed=1), D.encode(images, seed=1), D.encode(images, seed=2)
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
+    apart = torch.cat([D.encode(images[i : i + 1], seed=1, first=i) for i in range(2)])
+    torch.testing.assert_close(apart, one)  # an image has noise of its own, whatever the batch
+    latent = D.vae.encode(images.expand(2, -1, -1, -1)).latent_dist
+    drawn = (one / D.vae.config.scaling_factor - latent.mean) / latent.std
+    assert 0.7 < drawn.std() < 1.3
     torch.testing.assert_close(D.decode(z), D.vae.decode(z / D.vae.config.scaling_factor).sample)
     with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got values from 0 to 255"):
         D.encode(torch.tensor([0.0, 255.0]).expand(1, 3, 2, 2))
@@ -348,6 +393,21 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
             "prediction must be 'epsilon', .* got 'noise'",
         ),
         (lambda: time_scale(diffusers.ScoreSdeVeScheduler()), ValueError, "has no alphas_cumprod"),
+        (
+            lambda: time_scale(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True)),
+            ValueError,
+            "has the time of a flow, and the network is said to predict 'epsilon'",
+        ),
+        (
+            lambda: time_scale(diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction")),
+            ValueError,
+            "has a variance-preserving chain of betas, and the network is said to predict 'flow_prediction'",
+        ),
+        (
+            lambda: from_diffusers(network("sd3"), scheduler("sd3"), prediction="v_prediction"),
+            ValueError,
+            "has the time of a flow, and the network is said to predict 'v_prediction'",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(call, error, message: str) -> None:

@@ -67,6 +67,15 @@ def test_classes_become_labels() -> None:
     assert net.seen[1][1].tolist() == net.seen[2][1].tolist() == [[0, 0, 0]] * 2
 
 
+def test_classes_are_compared_with_none() -> None:
+    D, numbers = from_edm(Network(label_dim=3)), torch.tensor([2, 0])
+    for name, want in (("noise_difference", 16 / 0.5), ("sharpness", None)):  # labels that add 1 to 256 entries
+        given = [br.detection.get(name)(D, cond=c, sigma=0.5).values for c in (numbers, torch.eye(3)[numbers])]
+        torch.testing.assert_close(given[0], given[1], rtol=1e-5, atol=1e-4)
+        if want is not None:
+            torch.testing.assert_close(given[0], torch.full((2,), want, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
 def test_other_networks_are_refused() -> None:
     with pytest.raises(TypeError, match=r"Linear has no img_channels.*EDMDenoiser"):
         from_edm(nn.Linear(2, 2))

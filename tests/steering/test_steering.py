@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,35 @@ def test_interpolated_conditions(toy) -> None:
 
 
 # Responses ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ((math.nan, 0.1), "sigma=nan is outside"),
+        ((-1.0, 0.0), "sigma=-1 is outside"),
+        ((1e6, 1.0, 0.0), r"sigma=1e\+06 is outside what this model was made for, 0.01 to 10"),
+        ((0.1, 0.5, 0.0), "noise levels must decrease, and only the last one may be 0; got 0.1, 0.5, 0"),
+        ((1.0, 0.0, 0.0), "noise levels must decrease"),
+        ((), "no noise level is given"),
+    ],
+)
+def test_noise_levels_that_are_none(D: Any, towards: Direction, sigmas: tuple[float, ...], message: str) -> None:
+    z = torch.zeros(1, 1, 8, 8)
+    calls = [
+        lambda: br.models.sample(D, 1, sigmas=sigmas),
+        lambda: br.models.denoising_path(D, z, sigmas),
+        lambda: steering.steered_samples(D, towards, z, [0.0, 1.0], sigmas=sigmas),
+        lambda: steering.interpolated_samples(D, z, [0.0], cond=None, target=None, sigmas=sigmas),
+    ]
+    if len(sigmas) == 2:
+        calls += [
+            lambda: steering.local_linearity(D, z, sigmas[0]),
+            lambda: steering.response_derivative(D, towards, z, sigmas[0]),
+        ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_measures_of_a_curve() -> None:
