@@ -124,6 +124,8 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
     items = torch.arange(first, first + M.batch, device=M.device) + options.item
     notes, extra = (), 0
     if plan.low is None:
+        if options.precision == "bfloat16":
+            notes = (f"all rounds in {M.dtype}: precision='bfloat16' is for float32 matrices",)
         found = _search(M, plan, options, items, plan.k)
     else:
         width = min(plan.k + options.oversampling, plan.block * plan.rounds)

@@ -46,6 +46,8 @@ class External:
         shape = tuple(int(s) for s in A.shape or ())
         if len(shape) not in (2, 3):
             raise ValueError(f"randomized_svd: the operator has shape {shape}; expected is (m, n) or (batch, m, n)")
+        if isinstance(A, Tensor):
+            _check_sparse(A, shape)
         self._A, self._check, self.stacked = A, check_finite, len(shape) == 3
         self.batch, self.long, self.short = (1, *shape)[-3:]
         dtype: Any = getattr(A, "dtype", None)
@@ -223,6 +225,20 @@ class _Conjugate:
 
     def __matmul__(self, Z: Any) -> Any:
         return (self._transposed @ Z.conj()).conj()
+
+
+def _check_sparse(A: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses sparse tensors that torch cannot multiply, and those whose gradient would be lost."""
+    if len(shape) == 3 or A.dense_dim() > 0:
+        kind = "stacks of sparse matrices" if A.dense_dim() == 0 else "sparse tensors with dense dims"
+        raise ValueError(
+            f"randomized_svd: torch cannot multiply {kind}, shape {shape}; take one sparse matrix at a time, or "
+            "A.to_dense()"
+        )
+    if A.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "randomized_svd: no gradient of a sparse tensor; pass A.detach(), or A.to_dense() for a gradient"
+        )
 
 
 def _torch_dtype(dtype: Any) -> torch.dtype:

@@ -14,7 +14,7 @@ from balanced_rep.linalg._dense import clamp_note, dense_svd
 from balanced_rep.linalg._external import Centred, External, Turned
 from balanced_rep.linalg._krylov import search
 from balanced_rep.linalg._matrix import scaled_by
-from balanced_rep.linalg._plan import Options, Plan, make_plan
+from balanced_rep.linalg._plan import Options, Plan, full_precision, make_plan
 from balanced_rep.linalg._result import SVDInfo, SVDResult
 from balanced_rep.linalg._small import double, gaussian, positive_pivots, real
 
@@ -33,8 +33,8 @@ def operator_svd(A: Any, options: Options) -> SVDResult:
     Returns:
         Triples as torch tensors, as numpy arrays for a numpy operator; ``info.passes`` counts columns.
     """
-    with torch.no_grad():
-        inner = External(A, options.check_finite)
+    inner = External(A, options.check_finite)
+    with torch.no_grad(), full_precision(inner.device):
         M = Centred(inner) if options.center and inner.long else inner
         m, n = inner.long, inner.short
         plan = make_plan(options, max(m, n), min(m, n), torch.float64, M.device)

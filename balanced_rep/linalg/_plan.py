@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["Options", "Plan", "as_integer", "has_bfloat16", "make_plan"]
+__all__ = ["Options", "Plan", "as_integer", "full_precision", "has_bfloat16", "make_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
@@ -100,6 +102,11 @@ class Options:
         rounds = None if rounds is None else as_integer("randomized_svd: rounds", rounds, 1)
         if precision not in PRECISIONS:
             raise ValueError(f"randomized_svd: precision={precision!r}; known are {', '.join(map(repr, PRECISIONS))}")
+        if precision == "bfloat16" and tol is not None and tol < LOW_TOL:
+            raise ValueError(
+                f"randomized_svd: precision='bfloat16' cannot tell tol={tol} from rounding; take a tol of at least "
+                f"{LOW_TOL}, or precision='auto' or 'full'"
+            )
         pair = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
         number, item = (as_integer("randomized_svd: seed", value, 0, ", or (seed, item)") for value in pair)
         if number >= 2**64 or item >= 2**39:
@@ -166,3 +173,20 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     probes: list[Any] = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(probe is not None and probe() for probe in probes)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the precision of their dtype: the certificate rests on it.
+
+    Autocast, and the switches that let torch round the operands of float32 products, are off inside.
+    """
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from balanced_rep.linalg._dense import dense_svd
 from balanced_rep.linalg._external import is_operator
 from balanced_rep.linalg._gradient import differentiable_svd
 from balanced_rep.linalg._operator_svd import operator_svd
-from balanced_rep.linalg._plan import Options
+from balanced_rep.linalg._plan import Options, full_precision
 from balanced_rep.linalg._result import ConvergenceWarning, SVDResult
 from balanced_rep.ops._arrays import as_array, as_tensor
 from balanced_rep.ops._guard import needs_reference
@@ -56,12 +54,12 @@ def randomized_svd(
         oversampling: Columns beyond k that the choice of ``block`` and of method allows for.
         block: Columns per round; by default the multiple of 16 nearest to (k + oversampling) / 2.
         rounds: Blocks of the Krylov space, 5 by default or as many as k needs; with ``tol`` the largest number of them.
-        precision: "full"; "bfloat16" for the rounds in front of a last pass in full precision, float32 matrices only;
-            "auto" takes "bfloat16" where the hardware has such products. Matrices whose singular values fall too
-            steeply for it are done again in full.
+        precision: "full"; "bfloat16" for the rounds in front of a last pass in full precision, for float32 matrices
+            and a ``tol`` of at least 1e-3; "auto" takes "bfloat16" where the hardware has such products. Matrices whose
+            singular values fall too steeply for it are done again in full.
         center: Subtract the mean of each column first (principal components of samples in rows).
-        seed: Key of the random start, or (seed, item). Matrix i of a batch has item i, and is bit for bit what a call
-            on it alone with ``seed=(seed, i)`` gives on the same device with the same number of threads.
+        seed: Key of the random start, or (seed, item). Matrix i of a batch has item i, and starts as a call on it alone
+            with ``seed=(seed, i)`` does; on a CPU, with the same number of threads, it comes out bit for bit as there.
         check_finite: Refuse NaN and infinities before any work is done; takes no extra read of A.
 
     Returns:
@@ -109,7 +107,7 @@ def randomized_svd(
 
 
 def _as_tensor(A: Any) -> tuple[Tensor, str]:
-    if isinstance(A, np.ndarray) and A.dtype.kind == "c" and A.dtype.isnative:
+    if isinstance(A, np.ndarray) and A.dtype.kind == "c" and A.dtype.isnative and not hasattr(A, "mask"):
         return torch.from_numpy(np.array(A, copy=True)), "numpy"
     return as_tensor(A)
 
@@ -125,20 +123,3 @@ def _warned(result: SVDResult) -> SVDResult:
             stacklevel=3,
         )
     return result
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products in the precision of their dtype: the certificate rests on it.
-
-    Autocast, and the switches that let torch round the operands of float32 products, are off inside.
-    """
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from balanced_rep.linalg._plan import as_integer
 from balanced_rep.linalg._randomized import randomized_svd
 from balanced_rep.linalg._result import SVDResult
 
@@ -39,14 +40,12 @@ def svd_lowrank(
         ``(U, S, V)``, V ``(..., n, q)`` and not transposed, with ``.info``.
 
     Raises:
-        ValueError: If ``niter`` is negative.
+        ValueError: If q or ``niter`` is negative.
+        TypeError: If one is no integer.
     """
-    niter = 2 if niter is None else niter
-    if niter < 0:
-        raise ValueError(f"svd_lowrank: niter={niter}; it must not be negative")
-    found = randomized_svd(
-        A if M is None else A - M, 6 if q is None else q, rounds=_rounds(A, q or 6, niter), seed=seed
-    )
+    niter = as_integer("svd_lowrank: niter", 2 if niter is None else niter, 0)
+    q = as_integer("svd_lowrank: q", 6 if q is None else q, 0)
+    found = randomized_svd(A if M is None else A - M, q, rounds=_rounds(A, q, niter), seed=seed)
     return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
 
 
@@ -67,13 +66,13 @@ def pca_lowrank(
 
     Raises:
         ValueError: If q is out of range or ``niter`` is negative.
+        TypeError: If one is no integer.
     """
     m, n = A.shape[-2:]
-    q = min(6, m, n) if q is None else q
-    if not 0 <= q <= min(m, n):
+    q = as_integer("pca_lowrank: q", min(6, m, n) if q is None else q, 0)
+    if q > min(m, n):
         raise ValueError(f"pca_lowrank: q={q}; expected is 0 to min(m, n) = {min(m, n)}")
-    if niter < 0:
-        raise ValueError(f"pca_lowrank: niter={niter}; it must not be negative")
+    niter = as_integer("pca_lowrank: niter", niter, 0)
     found = randomized_svd(A, q, rounds=_rounds(A, q, niter), center=center, seed=seed)
     return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
 
@@ -107,19 +106,15 @@ def randomized_svd_sklearn(
         U, s, Vt.
 
     Raises:
-        ValueError: If ``n_iter`` is negative.
+        ValueError: If a number is negative.
+        TypeError: If one is no integer.
     """
-    if n_iter == "auto":
-        n_iter = 7 if n_components < 0.1 * min(M.shape) else 4
-    if isinstance(n_iter, str) or n_iter < 0:
-        raise ValueError(f"randomized_svd_sklearn: n_iter={n_iter!r}; expected is 'auto' or an integer of at least 0")
-    U, S, Vh = randomized_svd(
-        M,
-        int(n_components),
-        oversampling=int(n_oversamples),
-        rounds=_rounds(M, int(n_components), int(n_iter)),
-        seed=_seed(random_state),
-    )
+    k = as_integer("randomized_svd_sklearn: n_components", n_components, 0)
+    if isinstance(n_iter, str) and n_iter == "auto":
+        n_iter = 7 if k < 0.1 * min(M.shape) else 4
+    n_iter = as_integer("randomized_svd_sklearn: n_iter", n_iter, 0, ", or 'auto'")
+    oversampling = as_integer("randomized_svd_sklearn: n_oversamples", n_oversamples, 0)
+    U, S, Vh = randomized_svd(M, k, oversampling=oversampling, rounds=_rounds(M, k, n_iter), seed=_seed(random_state))
     if flip_sign and U.shape[0] and U.shape[1]:
         if isinstance(U, Tensor):
             turn = U.gather(0, U.abs().argmax(0, keepdim=True)).sgn()

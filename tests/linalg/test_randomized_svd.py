@@ -210,6 +210,9 @@ def test_low_precision_is_not_chosen_where_it_cannot_reach_tol(monkeypatch):
         assert bool(result.info.converged)
     asked = br.randomized_svd(A, K, tol=1e-2, precision="bfloat16")
     assert any("bfloat16" in note for note in asked.info.notes)
+    with pytest.raises(ValueError, match=r"precision='bfloat16' cannot tell tol=1e-05 from rounding"):
+        br.randomized_svd(A, K, tol=1e-5, precision="bfloat16")
+    assert "all rounds in torch.float64" in br.randomized_svd(A.double(), K, precision="bfloat16").info.notes[0]
 
 
 def test_low_precision_is_left_where_values_fall_steeply():
@@ -380,6 +383,9 @@ def test_bad_arguments():
         br.randomized_svd(A.to("meta"), 3)
     with pytest.raises(TypeError, match="int64"):
         br.randomized_svd(np.ones((3, 3), dtype=np.int64), 3)
+    for kind in (float, complex):
+        with pytest.raises(TypeError, match="masked array, whose mask would be ignored"):
+            br.randomized_svd(np.ma.masked_greater(np.ones((3, 3), dtype=kind), 0), 3)
     with pytest.raises(TypeError, match="got list"):
         br.randomized_svd([[1.0]], 1)
     with pytest.raises(ValueError, match=r"out of the range of torch\.float32"):

@@ -188,6 +188,28 @@ def test_stacked_operators_stop_by_themselves():
         torch.testing.assert_close(one.S[0], result.S[i], rtol=1e-9, atol=0)
 
 
+def test_products_run_outside_of_autocast_and_rounded_operands():
+    """Found once: an operator was refused under autocast, and its products rounded by the caller's switch."""
+    A = matrix(150, 90, torch.float32)
+    seen = []
+
+    class Watched(Operator):
+        def __matmul__(self, V: Tensor) -> Tensor:
+            seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+            return super().__matmul__(V)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = br.randomized_svd(Watched(A), K)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {("highest", False)}
+    assert torch.equal(got.S, br.randomized_svd(Operator(A), K).S)
+
+
 @pytest.mark.parametrize("power", [-100, 100])
 def test_operators_of_any_magnitude(power):
     A = matrix(150, 90, torch.float32) * 2.0**power
@@ -237,6 +259,11 @@ def test_operators_that_cannot_be_used():
         br.randomized_svd(forward_only, K)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 150, 90\)"):
         br.randomized_svd(Operator(A.expand(2, 2, -1, -1)), K)
+    for stack in (A.expand(2, -1, -1).to_sparse(), A.expand(2, -1, -1).to_sparse_csr(), A.to_sparse(1)):
+        with pytest.raises(ValueError, match="sparse"):
+            br.randomized_svd(stack, K)
+    with pytest.raises(TypeError, match="no gradient of a sparse tensor"):
+        br.randomized_svd(A.to_sparse().requires_grad_(), K)
     with pytest.raises(TypeError, match="floating-point or complex"):
         br.randomized_svd(scipy.sparse.csr_array(A.numpy().astype(int)), K)
 

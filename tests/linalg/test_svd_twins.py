@@ -87,5 +87,23 @@ def test_sklearn(shape):
     assert not np.array_equal(*free)
     right = randomized_svd_sklearn(torch.from_numpy(A), 3, flip_sign=False, random_state=0)[2]
     assert bool((right.gather(-1, right.abs().argmax(-1, keepdim=True)) > 0).all())
-    with pytest.raises(ValueError, match="n_iter='many'"):
+    with pytest.raises(TypeError, match=r"n_iter='many'; an integer of at least 0 is needed, or 'auto'"):
         randomized_svd_sklearn(A, 3, n_iter="many")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda A: randomized_svd_sklearn(A, 2.7), "n_components"),
+        (lambda A: randomized_svd_sklearn(A, 3, n_iter=2.7), "n_iter"),
+        (lambda A: randomized_svd_sklearn(A, 3, n_oversamples=2.7), "n_oversamples"),
+        (lambda A: svd_lowrank(A, 2.7), "q"),
+        (lambda A: svd_lowrank(A, 3, niter=2.7), "niter"),
+        (lambda A: pca_lowrank(A, 2.7), "q"),
+        (lambda A: pca_lowrank(A, 3, niter=2.7), "niter"),
+    ],
+)
+def test_no_number_that_counts_is_cut_to_an_integer(call, name):
+    """Found once: 2.7 components became 2."""
+    with pytest.raises(TypeError, match=rf"{name}=2\.7; an integer of at least 0 is needed"):
+        call(normal(90, 70))
