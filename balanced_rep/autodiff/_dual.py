@@ -127,8 +127,9 @@ class Dual(Tensor):
     ) -> Any:
         raise UnsupportedError(
             f"br.jvp: {func} met a value with tangents below the level at which they are carried. This happens inside "
-            "scripted code, in torch.tensor(x) and nn.Parameter(x) (which cut the tangent off), inside torch.func "
-            "transforms, and in functions that disable __torch_function__. Use eager code, and x itself or x.clone()"
+            "scripted code, in torch.tensor(x), torch.as_tensor(x, dtype), torch.full(size, x) and nn.Parameter(x), "
+            "inside torch.func transforms, and in functions that disable __torch_function__. Use eager code, and x "
+            "itself, x.clone(), x.to(dtype) or x.expand(size)"
         )
 
 

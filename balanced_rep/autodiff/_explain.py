@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from balanced_rep.autodiff._inputs import read_inputs
 from balanced_rep.autodiff._jvp import choose_tangent_dtype, run_chunks
@@ -58,6 +61,14 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _random(n_tangents: int, x: Any) -> Tensor | None:
+    """Tangents for one leaf of the primals, if it can have some."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    items = torch.arange(n_tangents, device=x.device)
+    return philox_normal(items, x.numel(), seed=0).view(n_tangents, *x.shape).to(x.dtype)
+
+
 def explain(
     f: Callable[..., Any],
     primals: Any,
@@ -73,7 +84,8 @@ def explain(
     Args:
         f: Function or module.
         primals: As for :func:`jvp`.
-        tangents: As for :func:`jvp`; by default random ones for a single tensor, or for the first of several primals.
+        tangents: As for :func:`jvp`; by default random ones for a single primal, or for the first of several: for
+            every floating-point tensor in it.
         n_tangents: K of the random tangents.
         output: Name of an inner module to stop at.
         tangent_dtype: As for :func:`jvp`.
@@ -84,10 +96,9 @@ def explain(
     """
     check_module(f)
     if tangents is None:
-        first = primals[0] if isinstance(primals, tuple) else primals
-        items = torch.arange(n_tangents, device=first.device)
-        random = philox_normal(items, first.numel(), seed=0).view(n_tangents, *first.shape).to(first.dtype)
-        tangents = (random, *[None] * (len(primals) - 1)) if isinstance(primals, tuple) else random
+        several = isinstance(primals, tuple)
+        random = pytree.tree_map(partial(_random, n_tangents), primals[0] if several else primals)
+        tangents = (random, *[None] * (len(primals) - 1)) if several else random
     inputs = read_inputs(primals, tangents)
     call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
     session = Session(module=f if isinstance(f, torch.nn.Module) else None, timed=True)

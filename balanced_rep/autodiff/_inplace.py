@@ -61,10 +61,14 @@ def writable(target: Any, name: str, session: Session) -> Dual:
 
 
 def _with_zero_tangents(target: Tensor, n_slots: int) -> Dual:
+    """Makes a Dual of ``target`` itself: nothing is left that code below ``__torch_function__`` would read stale."""
+    # As torch.utils.swap_tensors does, which takes no tensor that somebody has a weak reference to, as tracers have.
     stack = target.new_zeros((n_slots, *target.shape))
     stack[0].copy_(target)
-    target.__class__ = Dual
-    target._stack, target.pending = stack, None  # pyright: ignore[reportAttributeAccessIssue]
+    new = Dual(stack)
+    torch._C._swap_tensor_impl(target, new)  # pyright: ignore[reportAttributeAccessIssue]
+    target.__class__, new.__class__, new.__dict__ = Dual, Tensor, {}
+    target.become(stack)  # pyright: ignore[reportAttributeAccessIssue]
     return target  # pyright: ignore[reportReturnType]
 
 

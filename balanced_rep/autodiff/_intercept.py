@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from balanced_rep.autodiff import _properties as known
-from balanced_rep.autodiff._dual import Dual, primal
+from balanced_rep.autodiff._dual import Dual, is_differentiable, primal
 from balanced_rep.autodiff._errors import FallbackError, UnsupportedError
 from balanced_rep.autodiff._fallback import fallback
 from balanced_rep.autodiff._inplace import is_inplace, writable, write_back
@@ -152,7 +152,7 @@ def _without_rule(
 ) -> tuple[str, Any]:
     short = name.split(".")[1] if name.startswith("aten.") else name
     base = short.removesuffix("_") if is_inplace(func, name) else short
-    if base in known.PRIMAL_DECIDES or short in known.TANGENT_STOPS:
+    if base in known.PRIMAL_DECIDES or short in known.TANGENT_STOPS or _makes_integers(kwargs):
         if short in ("detach", "data"):  # shares memory with its argument, which needs a buffer of its own for that
             _ = next(iter((*args, *kwargs.values()))).stack
         elif base != short and args and isinstance(args[0], Dual):  # in place: the caller writes the result back
@@ -181,6 +181,11 @@ def _without_rule(
         writable(args[0], name, session)
     with _WITHOUT_DUALS():
         return "fallback", fallback(func, name, args, kwargs, inplace=is_inplace(func, name))
+
+
+def _makes_integers(kwargs: dict[str, Any]) -> bool:
+    """Whether a result in a dtype without derivatives is asked for: ``x.nansum(dtype=torch.int64)``."""
+    return isinstance(dtype := kwargs.get("dtype"), torch.dtype) and not is_differentiable(dtype)
 
 
 def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
@@ -322,8 +327,10 @@ def _is_active_dropout(name: str, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _refuse_random(name: str) -> None:
-    what = "dropout is active" if "dropout" in name or "attention" in name else f"{name} draws random numbers"
+    if "dropout" in name or "attention" in name or name == "rrelu":
+        what, instead = "rrelu is in training mode" if name == "rrelu" else "dropout is active", "Call model.eval()"
+    else:
+        what, instead = f"{name} draws random numbers", "Draw them outside of the function and pass them in"
     raise UnsupportedError(
-        f"br.jvp: {what}{calling_module()}: every chunk of tangents would belong to a different function. Call "
-        "model.eval(), or draw the numbers outside and pass them in."
+        f"br.jvp: {what}{calling_module()}: every chunk of tangents would belong to a different function. {instead}"
     )

@@ -58,7 +58,8 @@ def speeds(device: torch.device, lower: torch.dtype | None = None) -> Speeds:
     key = (device, torch.get_num_threads(), lower)
     with _LOCK:
         if key not in _MEASURED:
-            _MEASURED[key] = _measure(device, lower)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the caller's would decide what is timed
+                _MEASURED[key] = _measure(device, lower)
         return _MEASURED[key]
 
 

@@ -28,7 +28,7 @@ PRIMAL_DECIDES = frozenset({
     "isreal", "signbit", "logical_not", "logical_and", "logical_or", "logical_xor", "any", "all", "argmax", "argmin",
     "argsort", "nonzero", "argwhere", "count_nonzero", "bucketize", "searchsorted", "equal", "allclose", "is_nonzero",
     "__bool__", "__nonzero__", "__contains__", "result_type", "is_distributed", "long", "int", "bool", "short", "char",
-    "byte", "isin", "bincount", "floor_divide", "__floordiv__", "__index__", "__int__", "__long__",
+    "byte", "isin", "bincount", "floor_divide", "__floordiv__", "__rfloordiv__", "__index__", "__int__", "__long__",
     "_assert_tensor_metadata", "_assert_async",
 })  # fmt: skip
 

@@ -39,7 +39,7 @@ _ALIASES = {
     "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__isub__": "sub_", "__mul__": "mul",
     "__rmul__": "mul", "__imul__": "mul_", "__truediv__": "div", "__div__": "div", "__itruediv__": "div_",
     "__idiv__": "div_", "__neg__": "neg", "__matmul__": "matmul", "__pow__": "pow", "__ipow__": "pow_",
-    "__abs__": "abs",
+    "__abs__": "abs", "__mod__": "remainder", "__imod__": "remainder_", "__ifloordiv__": "floor_divide_",
     "__pos__": "positive", "__rtruediv__": "__rdiv__", "subtract": "sub", "multiply": "mul", "divide": "div",
     "true_divide": "div", "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "clip": "clamp", "expit": "sigmoid",

@@ -18,7 +18,7 @@ from balanced_rep.autodiff._fused import plainly_channels_last
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._products import linear
 from balanced_rep.autodiff._registry import RULES, Rule, rule
-from balanced_rep.autodiff._rules_structure import on_rows
+from balanced_rep.autodiff._rules_structure import broadcast, on_rows
 from balanced_rep.autodiff._session import current
 
 PRODUCT = "t' = t_a b + a t_b"
@@ -158,15 +158,24 @@ def _added_product(name: str, factors: str, sum_dim: int | None = None) -> None:
     """``beta input + alpha product``: addmm and its kin."""
     first, second = factors.split()
 
-    def apply(input: Tensor, *args: Tensor, beta: float = 1, alpha: float = 1, **kwargs: Tensor) -> Tensor:
+    def apply(input: Tensor, *args: Tensor, beta: float = 1, alpha: float = 1, **kwargs: Tensor) -> Dual:
         a = args[0] if args else kwargs[first]
         b = args[1] if len(args) > 1 else kwargs[second]
-        y = torch.matmul(a, b)
-        y = y if sum_dim is None else y.sum(sum_dim)
+        y = _matmul(a, b).stack if is_dual(a) or is_dual(b) else lift(torch.matmul(a, b), slots(input))
+        y = y if sum_dim is None else y.sum(sum_dim + 1)
         y = y if alpha == 1 else y * alpha
-        return y.expand(torch.broadcast_shapes(y.shape, input.shape)) if beta == 0 else torch.add(y, input, alpha=beta)
+        if input.dtype != y.dtype:
+            raise RuntimeError(f"{name}: input is {input.dtype} and the product {y.dtype}; one dtype is needed")
+        added = broadcast(input, y.shape[1:])
+        if beta == 0:  # even NaN is ignored
+            return Dual(y)
+        if isinstance(added, Dual):
+            y.add_(added.stack, alpha=beta)
+        else:
+            y[0].add_(added, alpha=beta)
+        return Dual(y)
 
-    rule(name, kind="composite", formula="t' = beta t + alpha (t_a b + a t_b)")(apply)
+    rule(name, kind="linear", formula="t' = beta t + alpha (t_a b + a t_b)")(apply)
 
 
 _added_product("addmm", "mat1 mat2")

@@ -333,14 +333,23 @@ RULES[Tensor.__setitem__] = Rule("__setitem__", "structure", _setitem, "t[index]
 
 
 def _filled(input: Tensor, value: Any) -> Tensor:
-    return _broadcast(value if is_dual(value) else torch.as_tensor(value), input.shape)
+    return broadcast(value if is_dual(value) else torch.as_tensor(value), input.shape)
 
 
 def _copy(input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    return _broadcast(src, input.shape)
+    return broadcast(src, input.shape)
 
 
-def _broadcast(x: Tensor, shape: torch.Size) -> Tensor:
+def broadcast(x: Tensor, shape: torch.Size) -> Tensor:
+    """``x`` expanded to a shape, slot by slot.
+
+    Args:
+        x: A tensor, with tangents or not.
+        shape: What it broadcasts to.
+
+    Returns:
+        A view.
+    """
     if not isinstance(x, Dual):
         return x.expand(shape)
     s = x.stack

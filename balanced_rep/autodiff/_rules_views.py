@@ -227,9 +227,12 @@ for _f in (torch.meshgrid, torch._C._VariableFunctions.meshgrid):  # pyright: ig
     RULES[_f] = Rule("meshgrid", "structure", _meshgrid, SAME)
 
 
+_OTHER_NAMES = ("sections", "indices_or_sections", "tensor_indices_or_sections", "split_size")
+
+
 def _pieces(name: str, first: str) -> Callable[..., Any]:
     def pieces(input: Dual, *args: Any, dim: int = 0, **kwargs: Any) -> tuple[Dual, ...]:
-        how = args[0] if args else kwargs.get(first, kwargs.get("indices_or_sections", kwargs.get("split_size")))
+        how = args[0] if args else next(kwargs[key] for key in (first, *_OTHER_NAMES) if kwargs.get(key) is not None)
         dim = args[1] if len(args) > 1 else dim
         return tuple(Dual(p) for p in getattr(input.stack, name)(how, slot_dim(dim, input.dim())))
 
@@ -307,10 +310,16 @@ def stack_index(index: Any, ndim: int) -> tuple[Any, ...]:
         TypeError: If an index carries tangents.
     """
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(torch.tensor(p) if isinstance(p, list) else p for p in parts)
+    parts = tuple(_index_tensor(p) if isinstance(p, list) else p for p in parts)
     if any(is_dual(p) for p in parts):
         raise TypeError("br.jvp: tensors used as indices must be integers or booleans")
     return (slice(None), *parts)
+
+
+def _index_tensor(index: list[Any]) -> Tensor:
+    """A list between brackets; an empty one has integers in it."""
+    found = torch.tensor(index)
+    return found if found.numel() else found.long()
 
 
 def moves_front(index: tuple[Any, ...]) -> bool:

@@ -36,7 +36,7 @@ class JacobianOperator:
 
     Args:
         f: Function or module of one tensor, in evaluation mode; returns a floating-point tensor.
-        x: The point, floating point.
+        x: The point, floating point; a copy is kept.
         batch: One Jacobian per sample.
         output: Name of a module inside ``f`` whose output is taken.
         chunk_size: Columns per pass, as in :func:`balanced_rep.autodiff.jvp`.
@@ -73,7 +73,7 @@ class JacobianOperator:
     ) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"JacobianOperator: x is {getattr(x, 'dtype', type(x).__name__)}; floating point is needed")
-        self._f, self._x, self._output, self._kwargs = f, x.detach(), output, kwargs or {}
+        self._f, self._x, self._output, self._kwargs = f, x.detach().clone(), output, kwargs or {}
         self._options = {
             "chunk_size": chunk_size, "strict": strict, "output": output, "tangent_dtype": tangent_dtype,
             "kwargs": self._kwargs,
@@ -181,11 +181,13 @@ class JacobianOperator:
         """As a ``scipy.sparse.linalg.LinearOperator`` on numpy vectors.
 
         Returns:
-            The operator, of the dtype of ``f(x)`` (float32 for half types).
+            The operator, of the dtype of ``f(x)`` (float32 for half types); of a complex vector it gives real and
+            imaginary part by a product each.
 
         Raises:
             ValueError: If there is one Jacobian per sample.
         """
+        import numpy as np
         from scipy.sparse.linalg import LinearOperator
 
         if self._batch:
@@ -197,6 +199,8 @@ class JacobianOperator:
 
         def through(apply: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
             def product(v: Any) -> Any:
+                if np.iscomplexobj(v):
+                    return product(v.real) + 1j * product(v.imag)
                 given = torch.from_numpy(v.astype(numpy_dtype, copy=True)).to(self.device, self.dtype)
                 return apply(given).to(dtype=torch.float32 if half else self.dtype).cpu().numpy()
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from balanced_rep.autodiff import UnsupportedError, jvp
+from balanced_rep.autodiff import UnsupportedError, jvp, trace
 
 
 def _then(*steps: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
@@ -23,6 +23,18 @@ def _then(*steps: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
 
 
 W = torch.linspace(-1, 1, 6, dtype=torch.float64)
+
+
+def _modulo(y: Tensor) -> None:
+    row = y[1]
+    row %= 0.3
+
+
+def _floor(y: Tensor) -> None:
+    row = y[1]
+    row //= 0.3
+
+
 HALF = torch.arange(6) % 2 == 0
 
 CASES = {
@@ -30,6 +42,7 @@ CASES = {
     "add_ plain": _then(lambda y: y.add_(W, alpha=2)),
     "iadd": _then(lambda y: y.__iadd__(1)),
     "imul": _then(lambda y: y.__imul__(W)),
+    "imod": _then(_modulo),
     "sub_ div_": _then(lambda y: y.sub_(1), lambda y: y.div_(y * y + 1)),
     "pow_": _then(lambda y: y.pow_(2)),
     "relu_": _then(lambda y: y.relu_()),
@@ -70,7 +83,17 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_in_place(name: str, agrees: Callable, draw: Callable):
-    agrees(CASES[name], draw(3, 6), strict=name not in ("no rule, in place", "hypot_"))
+    agrees(CASES[name], draw(3, 6), strict=name not in ("no rule, in place", "hypot_", "imod"))
+
+
+def test_floor_division_in_place(draw: Callable):
+    """torch has no forward mode for it; the result is piecewise constant."""
+    x, t = draw(3, 6), draw(2, 3, 6)
+    y, jv = jvp(_then(_floor), x, t)
+    torch.testing.assert_close(y, _then(_floor)(x))
+    rest = torch.tensor([0, 2])
+    torch.testing.assert_close(jv[:, rest], (3 * x * t)[:, rest])
+    torch.testing.assert_close(jv[:, 1], (x[1] * 1.5 // 0.3) * t[:, 1])
 
 
 DETACHED = {
@@ -214,6 +237,29 @@ def test_buffers_of_others_are_refused(draw: Callable):
         jvp(lambda x: torch.zeros(3, 6, dtype=torch.long).copy_(x), x, x[None])
     assert type(mine) is Tensor
     assert not mine.any()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda b: torch.as_tensor(b, dtype=torch.float32), lambda b: torch.full((3,), b[0, 0])],
+    ids=["as_tensor", "full"],
+)
+def test_code_below_torch_function_never_sees_a_buffer_as_it_was(read: Callable, draw: Callable):
+    def f(x: Tensor) -> Tensor:
+        buffer = torch.zeros(3, 6, dtype=x.dtype)
+        held = [buffer]
+        buffer.add_(x)
+        return read(held[0])
+
+    x, t = draw(3, 6), draw(2, 3, 6)
+    with pytest.raises(UnsupportedError, match=r"below the level .* x\.to\(dtype\)"):
+        jvp(f, x, t)
+
+
+def test_a_buffer_that_became_a_dual_is_traced(draw: Callable):
+    x, t = draw(3, 6), draw(2, 3, 6)
+    y, jv = trace(_added, x, 2)(x, t)
+    torch.testing.assert_close((y, jv), ((1 + x) * x, t * (1 + 2 * x)))
 
 
 @pytest.mark.parametrize("name", ["squeeze_", "t_", "unsqueeze_", "detach_", "resize_", "as_strided"])

@@ -218,6 +218,21 @@ def test_no_grad_and_inference_mode_inside_do_not_stop_them(agrees: Callable, dr
     torch.testing.assert_close(fallen, jvp(lambda x: torch.special.i1(x), x, t)[1])
 
 
+def test_explain_of_dictionaries(x: Tensor):
+    told = explain(lambda d: {"twice": d["x"] * 2, "step": d["step"]}, {"x": x, "step": torch.tensor(3)})
+    assert told.rules == {"mul": 1}
+    told = explain(lambda a, b: {"sum": a[0] + a[1] + b}, ([x, x], x))
+    assert told.rules == {"add": 2}
+
+
+@pytest.mark.parametrize("name", ["prod", "nansum", "sum", "cumsum", "cumprod"])
+def test_results_in_an_integer_dtype_have_no_tangent(name: str, x: Tensor, t: Tensor):
+    args = (0,) if name.startswith("cum") else ()
+    y, jv = jvp(lambda x: x * getattr(x, name)(*args, dtype=torch.int64), x, t)
+    count = getattr(x, name)(*args, dtype=torch.int64)
+    torch.testing.assert_close((y, jv), (x * count, t * count))
+
+
 def test_explain_tells_where_they_stop(x: Tensor):
     told = explain(lambda x: torch.lgamma(x) + x.detach() * (x > 0), x, x[None])
     assert told.stops == {"detach": 1}
@@ -343,7 +358,7 @@ def test_random_functions_and_training_mode(x: Tensor, t: Tensor):
         lambda x: F.gumbel_softmax(x),
         lambda x: x * torch.empty(6).bernoulli_(0.5),
     ):
-        with pytest.raises(UnsupportedError, match=r"random"):
+        with pytest.raises(UnsupportedError, match=r"draws random numbers: .* Draw them outside of the function"):
             jvp(f, x, t)
     attention, q = nn.MultiheadAttention(6, 2, dropout=0.3, dtype=F64), torch.ones(4, 6, dtype=F64)
     for f in (
@@ -353,7 +368,7 @@ def test_random_functions_and_training_mode(x: Tensor, t: Tensor):
         lambda x: attention(x, x, x)[0],
         lambda x: x[0] * attention(q, q, q, need_weights=False)[0],
     ):
-        with pytest.raises(UnsupportedError, match=r"dropout is active"):
+        with pytest.raises(UnsupportedError, match=r"dropout is active.* Call model.eval"):
             jvp(f, x, t)
     jvp(attention.eval(), (x, x, x), (t, t, t))
     generator = torch.Generator().manual_seed(0)
@@ -626,6 +641,25 @@ def test_autocast(draw: Callable):
         q = draw(1, 2, 4, 8).float()
         y, jv = jvp(lambda x: F.scaled_dot_product_attention(x, x, x).softmax(-1) + x, q, q[None], strict=True)
         assert y.dtype == jv.dtype == (F.scaled_dot_product_attention(q, q, q).softmax(-1) + q).dtype
+
+
+@pytest.mark.parametrize("name", ["addmm", "addmv", "addbmm", "baddbmm", "matmul"])
+@pytest.mark.parametrize("moving", [0, 1, 2])
+def test_products_under_autocast(name: str, moving: int, draw: Callable):
+    shapes = {"addmv": [(4,), (4, 3), (3,)], "addbmm": [(4, 5), (2, 4, 3), (2, 3, 5)],
+              "baddbmm": [(4, 5), (2, 4, 3), (2, 3, 5)]}.get(name, [(4, 5), (4, 3), (3, 5)])  # fmt: skip
+    xs = [draw(*shape, dtype=torch.float32) for shape in shapes]
+    f = (lambda c, a, b: a @ b + c.sum()) if name == "matmul" else (lambda c, a, b: getattr(c * 1, name)(a, b, alpha=2))
+    f = f if name != "addmm" else torch.addmm
+    t = draw(3, *shapes[moving], dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want = f(*xs)
+        y, jv = jvp(f, tuple(xs), tuple(t if i == moving else None for i in range(3)))
+    assert y.dtype == jv.dtype == want.dtype
+    torch.testing.assert_close(y, want, rtol=2e-2, atol=4e-2)
+    wide = torch.func.vmap(lambda v: torch.func.jvp(lambda z: f(*(z if i == moving else x for i, x in enumerate(xs))),
+                                                    (xs[moving],), (v,))[1])(t)  # fmt: skip
+    torch.testing.assert_close(jv.float(), wide, rtol=2e-2, atol=8e-2)
 
 
 def test_autocast_tells_tensors_without_dims_and_dtypes_apart(draw: Callable):

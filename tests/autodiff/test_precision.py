@@ -144,6 +144,19 @@ def test_what_is_measured_is_measured_once(monkeypatch: pytest.MonkeyPatch):
     assert "float32 linear layers go to" in sentence
 
 
+def test_the_measurement_does_not_run_under_the_autocast_of_the_caller(monkeypatch: pytest.MonkeyPatch):
+    dtypes: set[torch.dtype] = set()
+    original = _products._seconds
+    monkeypatch.setattr(_products, "_MEASURED", {})
+    monkeypatch.setattr(_products, "SAMPLE", (8, 8, 8))
+    monkeypatch.setattr(
+        _products, "_seconds", lambda call, device: (dtypes.add(call().dtype), original(call, device))[1]
+    )
+    with torch.autocast("cpu", dtype=torch.float16):
+        _products.speeds(torch.device("cpu"), torch.bfloat16)
+    assert dtypes == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize("onednn", [False, True])
 def test_float32_layers_by_either_library(onednn: bool, monkeypatch: pytest.MonkeyPatch):
     if not torch.backends.mkldnn.is_available():

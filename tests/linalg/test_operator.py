@@ -47,9 +47,17 @@ def test_one_jacobian_per_sample():
     A = torch.stack([_matrix(net, row) for row in x])
     assert J.shape == (3, 4, 6)
     torch.testing.assert_close(J @ _x(3, 6, 2), A @ _x(3, 6, 2))
-    torch.testing.assert_close(J @ _x(3, 6), (A @ _x(3, 6, 1) if False else torch.einsum("bmn,bn->bm", A, _x(3, 6))))
+    torch.testing.assert_close(J @ _x(3, 6), torch.einsum("bmn,bn->bm", A, _x(3, 6)))
     torch.testing.assert_close(J.mT @ _x(3, 4, 2), A.mT @ _x(3, 4, 2))
     torch.testing.assert_close(J.dense(), A)
+
+
+def test_the_point_is_a_copy():
+    net, x = _net(), _x(6)
+    J, A = JacobianOperator(net, x, reuse=False), _matrix(net, x)
+    x.add_(5)
+    torch.testing.assert_close(J.dense(), A)
+    torch.testing.assert_close(J.T @ torch.eye(6, dtype=x.dtype), A.T)
 
 
 def test_transpose_is_the_adjoint_of_a_convolutional_net_with_attention():
@@ -85,6 +93,10 @@ def test_scipy():
     op, A = JacobianOperator(net, x).to_scipy(), _matrix(net, x).numpy()
     np.testing.assert_allclose(op @ np.eye(18), A, atol=1e-12)
     np.testing.assert_allclose(op.rmatvec(np.ones(12)), A.T @ np.ones(12), atol=1e-12)
+    v = np.arange(18) - 1j * np.ones(18)
+    np.testing.assert_allclose(op @ v, A @ v, atol=1e-12)
+    np.testing.assert_allclose(op @ np.stack([v, v * 1j], 1), A @ np.stack([v, v * 1j], 1), atol=1e-12)
+    np.testing.assert_allclose(op.rmatvec(v[:12]), A.T @ v[:12], atol=1e-12)
     largest = scipy_linalg.svds(op, k=2, return_singular_vectors=False)
     np.testing.assert_allclose(np.sort(largest)[::-1], np.linalg.svd(A, compute_uv=False)[:2], rtol=1e-8)
     with pytest.raises(ValueError, match="one Jacobian per sample"):
