@@ -37,6 +37,7 @@ def convert(
     if as_json:
         about = {"weights": str(done.weights), "config": str(done.config), "n_tensors": done.n_tensors}
         about |= {"n_parameters": done.n_parameters, "network_isolated": done.network_isolated}
+        about |= {"files_isolated": done.files_isolated}
         typer.echo(json.dumps(about, indent=2))
         return
     console = Console()
@@ -45,5 +46,10 @@ def convert(
     name = json.loads(done.config.read_text()).get("class", "no class")  # of a file that is not trusted
     shown = "".join(c if c.isprintable() else "?" for c in name)
     console.print(escape(f"{done.config}: {shown}"), highlight=False)
-    if not done.network_isolated:
-        errors.print("[dim]The reading process could not be cut off from the network on this system; limits held.[/]")
+    open_to = [name for name in ("network", "files") if not getattr(done, f"{name}_isolated")]
+    if open_to:
+        lacking = " and ".join({"network": "the network", "files": "changes of files"}[name] for name in open_to)
+        errors.print(
+            f"[dim]This system's kernel does not keep the reading process from {lacking}; limits and an audit hook for "
+            "Python code held.[/]"
+        )

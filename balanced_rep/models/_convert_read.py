@@ -16,6 +16,7 @@ __all__ = ["read"]
 
 PREFERRED = ("ema", "G_ema", "net", "model", "state_dict")
 ATTRIBUTES = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data")
+LEGACY = 0x1950A86A20F9469CFC6C  # what the first pickle in such a file holds
 MAX_TENSORS, MAX_NAME, MAX_DEPTH = 100_000, 512, 64
 MAX_ENTRIES = 1_000_000  # looked at; a small file can nest references into more than can ever be walked
 
@@ -38,11 +39,18 @@ def read(path: str, key: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     else:
         with open(path, "rb") as file:
             content = read_pickle(file)
+        if isinstance(content, int) and content == LEGACY:
+            raise ValueError(
+                "it is a checkpoint in the form of torch before 1.6, which is not read. Save it again where it is "
+                "trusted: torch.save(torch.load(file), file)."
+            )
     name, found = _choose(content, key)
     tensors: dict[str, Tensor] = {}
     for tensor_name, tensor in _tensors(found):
         if len(tensors) >= MAX_TENSORS or len(tensor_name) > MAX_NAME:
             raise ValueError("it holds too many tensors, or one with an absurd name.")
+        if tensor_name in tensors:
+            raise ValueError(f"two of its tensors would be called {tensor_name!r}.")
         own = tensor.detach().as_subclass(Tensor).contiguous().clone()  # safetensors refuses shared memory
         tensors[tensor_name] = own
     if not tensors:

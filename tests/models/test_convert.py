@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from balanced_rep.cli import app
-from balanced_rep.models import ConversionError, convert
+from balanced_rep.models import ConversionError, _convert, convert
 from balanced_rep.models._convert_read import read
 from balanced_rep.models._unpickle import ForbiddenNameError, Plain, read_pickle
 
@@ -195,7 +196,84 @@ def test_nothing_of_a_bad_file_runs(kind: str, tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=f"bad.pkl: .*{message}"):
             convert(tmp_path / "bad.pkl", tmp_path / "out")
         assert not mark.exists()
-        assert list((tmp_path / "out").iterdir()) == []
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pkl"]  # not even an empty folder
+
+
+CONFINED = """
+import ctypes, errno, json, os, runpy, socket, subprocess, sys
+child = runpy.run_path(sys.argv[1])
+os.chdir(sys.argv[2])
+kept = open("kept", "wb")
+network, files = child["limit"](1)
+libc = ctypes.CDLL(None, use_errno=True)
+native = {
+    "open": lambda: libc.open(b"made", os.O_CREAT | os.O_WRONLY, 0o600), "mkdir": lambda: libc.mkdir(b"made", 0o700),
+    "unlink": lambda: libc.unlink(b"old"), "rename": lambda: libc.rename(b"old", b"made"),
+    "symlink": lambda: libc.symlink(b"old", b"made"), "truncate": lambda: libc.truncate(b"old", 0),
+    "execv": lambda: libc.execv(b"/bin/true", None),
+}
+refused = {name: call() == -1 for name, call in native.items()}
+child["forbid"]()
+python = {
+    "open": lambda: open("made", "w"), "append": lambda: open("old", "a"), "update": lambda: open("old", "r+"),
+    "os.open": lambda: os.open("made", os.O_CREAT | os.O_WRONLY), "truncate": lambda: os.truncate("old", 0),
+    "mkdir": lambda: os.mkdir("made"), "utime": lambda: os.utime("old"), "chmod": lambda: os.chmod("old", 0o600),
+    "link": lambda: os.link("old", "made"), "kill": lambda: os.kill(0, 0), "system": lambda: os.system("true"),
+    "Popen": lambda: subprocess.Popen(["true"]), "fork": lambda: os.fork(),
+    "sendto": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9)),
+    "native": lambda: ctypes.CDLL(None), "putenv": lambda: os.putenv("a", "b"),
+}
+for name, call in python.items():
+    try:
+        call()
+        refused["python " + name] = False
+    except PermissionError as error:
+        refused["python " + name] = "forbidden while" in str(error)
+refused["reading"] = open("old").read() != "old"
+kept.write(b"kept")
+kept.close()
+print(json.dumps([files, refused]))
+"""
+
+
+def test_what_the_reading_process_cannot_do(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    child = Path(_convert.__file__).with_name("_convert_child.py")
+    command = [sys.executable, "-c", CONFINED, str(child), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files, refused = json.loads(done.stdout)
+    if files:  # the kernel knows Landlock
+        assert {name for name, no in refused.items() if not no} == {"reading"}
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "old"]
+    assert all(no for name, no in refused.items() if name.startswith("python"))
+    assert (tmp_path / "old").read_text() == "old"
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_files_that_cannot_be_taken_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ConversionError, match=r"in the form of torch before 1.6, which is not read. Save it again"):
+        convert(tmp_path / "old.pt", tmp_path / "deep" / "out")
+    torch.save({"model": {"a": {"b": torch.ones(2)}, "a.b": torch.zeros(2)}}, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"two of its tensors would be called 'a.b'"):
+        read(str(tmp_path / "two.pt"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old.pt", "two.pt"]
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "x.pt")
+    run = _convert._run_child
+
+    def meanwhile(source: Path, work: Path, key: str) -> dict[str, Any]:
+        answer = run(source, work, key)
+        source.write_bytes(b"another")
+        return answer
+
+    monkeypatch.setattr(_convert, "_run_child", meanwhile)
+    with pytest.raises(ConversionError, match="changed while it was read"):
+        convert(tmp_path / "x.pt", tmp_path / "out")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ConversionError, match=r"needs torch 2.10 or newer, this is 2.9.1\+cpu"):
+        convert(tmp_path / "x.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("place", [(0, (1000,), (1,)), (4, (1,), (1,)), (0, (2, 2), (1, 3)), (3, (2,), (-1,))])
