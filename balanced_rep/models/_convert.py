@@ -96,8 +96,8 @@ def _check_torch(version: str) -> None:
     """A crafted file breaks out of `weights_only=True` in older ones (CVE-2025-32434, CVE-2026-24747)."""
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 10):
         raise ConversionError(
-            f"reading an untrusted file needs torch 2.10 or newer, this is {version}: out of weights_only=True of older "
-            "ones a crafted file can break. Convert it in an environment of its own: pip install 'torch>=2.10'."
+            f"reading an untrusted file needs torch 2.10 or newer, this is {version}: a crafted file can break out of "
+            "weights_only=True of older ones. Convert it in an environment of its own: pip install 'torch>=2.10'."
         )
 
 
