@@ -65,7 +65,7 @@ PARTS = ("kernels", "jvp")  # statistics, and functions with tangents
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/bindings_jvp.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("isa", "jvp", "moments", "reduction", "sketches")),
+    *(f"csrc/cpu/{name}.cpp" for name in ("isa", "jvp", "krylov_product", "moments", "reduction", "sketches")),
 ]
 
 setup(

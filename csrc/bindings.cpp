@@ -99,6 +99,31 @@ PYBIND11_MODULE(_C, m) {
       "Standard normals of int64 items, float32 (n_items, n).");
 
   m.def(
+      "krylov_product",
+      [](std::uintptr_t matrix, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t width,
+         std::uintptr_t v, std::uintptr_t z, const std::vector<int64_t>& z_strides, bool given, std::uintptr_t w,
+         int n_threads) {
+        if (shape.size() != 3 || strides.size() != 3 || z_strides.size() != 2) {
+          throw std::invalid_argument("krylov_product: three sizes, three strides and two of Z are needed");
+        }
+        br::KrylovTask task = {};
+        task.m = at<const float>(matrix);
+        task.batch = shape[0], task.rows = shape[1], task.columns = shape[2];
+        task.batch_stride = strides[0], task.row_stride = strides[1], task.column_stride = strides[2];
+        task.width = width;
+        task.v = at<const double>(v);
+        task.z = at<double>(z);
+        task.z_batch_stride = z_strides[0], task.z_row_stride = z_strides[1];
+        task.given = given;
+        task.adjoint = w != 0;
+        task.w = at<double>(w);
+        py::gil_scoped_release nogil;
+        br::krylov_product(task, n_threads);
+      },
+      "Z = M V and W = M^T Z, float64 (batch, width, rows) and (batch, width, columns), of float32 (batch, rows, "
+      "columns).");
+
+  m.def(
       "read_test",
       [](std::uintptr_t x, int64_t n_bytes, int n_threads) {
         py::gil_scoped_release nogil;

@@ -20,9 +20,11 @@ __all__ = [
     "MAX_HEAD_DIM",
     "MAX_ORDER",
     "MAX_ROW",
+    "MAX_WIDTH",
     "cpp_attention_jvp",
     "cpp_items",
     "cpp_jvp",
+    "cpp_krylov_product",
     "cpp_tensor",
     "cuda_gram_eigh",
     "cuda_items",
@@ -45,6 +47,7 @@ JVP_PAIRS = (  # dtypes of primal and tangents that the kernels take; C++ by num
     (torch.float32, torch.bfloat16),
 )
 MAX_HEAD_DIM = 256  # of the Triton attention kernel
+MAX_WIDTH = 64  # of a block that the C++ products of a tall matrix take
 MAX_ORDER = 128  # of a matrix whose eigenvectors the CUDA kernel computes
 MAX_ROW = 8192  # of the Triton norms over rows and softmax
 
@@ -72,6 +75,19 @@ def cpp_attention_jvp(
 ) -> str | None:
     """Queries, keys, values and those tangents that there are, on the CPU."""
     return cpp_jvp(q, next(t for t in (dq, dk, dv) if t is not None))
+
+
+def cpp_krylov_product(m: Tensor, v: Tensor, *_: Any) -> str | None:
+    """A stack of float32 matrices whose rows or columns lie in one piece, with a block on which BLAS is not faster."""
+    if m.device.type != "cpu":
+        return f"input is on {m.device}, this backend runs on cpu"
+    if m.dtype != torch.float32:
+        return f"dtype {m.dtype} is not float32"
+    if (width := v.shape[1]) > MAX_WIDTH:
+        return f"{width} vectors: from {MAX_WIDTH} on, general products of matrices reach their speed"
+    if 1 not in m.stride()[1:] and m.numel():
+        return "neither rows nor columns lie in one piece of memory"
+    return missing("balanced_rep._C")
 
 
 def cuda_moments(x: Tensor, n_kept: int, n_pooled: int, *_: Any) -> str | None:

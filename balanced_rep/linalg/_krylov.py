@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._matrix import Products
+from balanced_rep.linalg._matrix import Dense, Products
 from balanced_rep.linalg._small import (
     PAD,
     double,
@@ -81,6 +81,7 @@ class Space:
         self._R: Tensor | None = None
         self._Z: Tensor | None = None
         self._gram: Tensor | None = None
+        self._known = 0  # rows of the Gram matrix that are computed
 
     @property
     def basis(self) -> Tensor:
@@ -96,8 +97,13 @@ class Space:
 
     @property
     def gram(self) -> Tensor:
-        """Products of the images, ``(B, l, l)``."""
+        """Products of the images, ``(B, l, l)``; those that are new since the last time are computed."""
         assert self._gram is not None
+        if self._known < self.size:
+            edge = product(self.images, self.images[:, self._known :].mH)
+            self._gram[:, : self.size, self._known : self.size] = edge
+            self._gram[:, self._known : self.size, : self._known] = edge[:, : self._known].mH
+            self._known = self.size
         return self._gram[:, : self.size, : self.size]
 
     def append(self, R: Tensor, Z: Tensor) -> None:
@@ -106,15 +112,9 @@ class Space:
         self._reserve(R, Z)
         assert self._R is not None
         assert self._Z is not None
-        assert self._gram is not None
-        old, new = slice(0, self.size), slice(self.size, self.size + R.shape[1])
+        new = slice(self.size, self.size + R.shape[1])
         self._R[:, new], self._Z[:, new] = R, Z
         self.size = new.stop
-        added = self._Z[:, new]
-        self._gram[:, new, new] = product(added, added.mH)
-        if old.stop:
-            edge = product(self._Z[:, old], added.mH)
-            self._gram[:, old, new], self._gram[:, new, old] = edge, edge.mH
 
     def _reserve(self, R: Tensor, Z: Tensor) -> None:
         """Room for these further rows."""
@@ -135,7 +135,7 @@ class Space:
         assert self._Z is not None
         assert self._gram is not None
         part._R, part._Z, part._gram = self._R[index], self._Z[index], self._gram[index]
-        part.size = self.size
+        part.size, part._known = self.size, self._known
         return part
 
     def triples(self, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -218,7 +218,10 @@ def search(
 
     R = orthonormalise(draw(0), None, lambda: draw(1))
     for r in range(1, rounds + 1):
-        Z = M.forward(R[..., : M.short])
+        if isinstance(M, Dense) and tol is None and r < rounds:
+            Z, W = M.both(R[..., : M.short])
+        else:  # with tol the second product waits for the stop rule
+            Z, W = M.forward(R[..., : M.short]), None
         space.append(R, Z)
         done = torch.ones_like(open_) if tol is None and r == rounds else torch.zeros_like(open_)
         if tol is not None and r * block >= keep:
@@ -238,7 +241,7 @@ def search(
                 remaining, items, M, space = remaining[stay], items[stay], M.select(stay), space.select(stay)
                 open_, energy, Z = open_[stay], energy[stay] if energy is not None else None, Z[stay]
                 total = total[stay] if total is not None else None
-        R = orthonormalise(M.adjoint(Z), space.basis, functools.partial(draw, r + 1))
+        R = orthonormalise(M.adjoint(Z) if W is None else W, space.basis, functools.partial(draw, r + 1))
     return _merged(parts)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from balanced_rep.linalg._small import aligned, double, padded, product, real
+from balanced_rep.ops._registry import forced_backend
+from balanced_rep.ops.krylov_product import KRYLOV_PRODUCT
 from balanced_rep.ops.moments import FIELDS, moments
 
 __all__ = ["Dense", "Products", "Survey", "exponent_outside", "scaled_by", "survey"]
@@ -109,8 +111,9 @@ def scaled_by(A: Tensor, exponent: Tensor) -> Tensor:
 class Dense:
     """Dense matrices in memory, read in rows as they are stored.
 
-    The product with the transpose has the thin block on the left, ``Z M``: as ``M^H Z`` it takes BLAS up to fourteen
-    times as long on a row-major M.
+    float32 on the CPU is multiplied by the kernel of :mod:`balanced_rep.ops.krylov_product`, all else by BLAS. There
+    the product with the transpose has the thin block on the left, ``Z M``: as ``M^H Z`` it takes up to fourteen times
+    as long on a row-major M.
     """
 
     separable = True
@@ -125,13 +128,40 @@ class Dense:
 
     def forward(self, R: Tensor) -> Tensor:
         """``R M^H``."""
+        if self._has_kernel(R):
+            Z = R.new_empty((*R.shape[:2], self.long))
+            _thin_products(self._rows(), R.contiguous(), Z, None)
+            return Z
         R = aligned(R.to(self.dtype))
         return product(R, self._base) if self._turned else product(self._base, R.mH).mH
 
     def adjoint(self, Z: Tensor) -> Tensor:
         """``Z M``."""
+        if self._has_kernel(Z):
+            W = Z.new_empty((*Z.shape[:2], self.short))
+            _thin_products(self._rows(), None, Z, W)
+            return W
         Z = aligned(Z.to(self.dtype))
         return product(self._base, Z.mH).mH if self._turned else product(Z, self._base)
+
+    def both(self, R: Tensor) -> tuple[Tensor, Tensor]:
+        """``Z = R M^H`` and ``Z M``, in one read of M where there is a kernel for it."""
+        if self._has_kernel(R):
+            Z, W = R.new_empty((*R.shape[:2], self.long)), R.new_empty(R.shape)
+            _thin_products(self._rows(), R.contiguous(), Z, W)
+            return Z, W
+        Z = self.forward(R)
+        return Z, self.adjoint(Z)
+
+    def _has_kernel(self, rows: Tensor) -> bool:
+        return (
+            rows.dtype == torch.float64
+            and forced_backend() in (None, "cpp")
+            and KRYLOV_PRODUCT.why_not("cpp", self._base, rows) is None
+        )
+
+    def _rows(self) -> Tensor:
+        return self._base.mT if self._turned else self._base
 
     def select(self, index: Tensor) -> Dense:
         """Only the matrices of these numbers (a copy)."""
@@ -150,6 +180,12 @@ class Dense:
         M = self._base.mH if self._turned else self._base
         for panel in M.split(rows, dim=1):
             yield padded(panel.to(double(self.dtype)).contiguous())
+
+
+def _thin_products(*args: Any) -> None:
+    from balanced_rep.ops._cpp import thin_products  # the extension: not before it is needed
+
+    thin_products(*args)
 
 
 def _rows_in_memory(M: Tensor) -> bool:

@@ -6,6 +6,7 @@ from balanced_rep.ops._registry import BackendError, backend
 from balanced_rep.ops.activation_jvp import activation_jvp, gated_activation_jvp
 from balanced_rep.ops.attention_jvp import attention_jvp
 from balanced_rep.ops.gram_eigh import gram_eigh
+from balanced_rep.ops.krylov_product import krylov_product
 from balanced_rep.ops.moments import moments
 from balanced_rep.ops.norm_jvp import group_norm_jvp, layer_norm_jvp, rms_norm_jvp, softmax_jvp
 from balanced_rep.ops.philox import philox_bits, philox_normal, philox_rademacher
@@ -18,6 +19,7 @@ __all__ = [
     "gated_activation_jvp",
     "gram_eigh",
     "group_norm_jvp",
+    "krylov_product",
     "layer_norm_jvp",
     "moments",
     "philox_bits",

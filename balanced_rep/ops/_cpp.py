@@ -11,7 +11,7 @@ from torch import Tensor
 
 from balanced_rep.ops.log_histogram import N_BINS
 
-__all__ = ["energy_entropy", "extension", "log_histogram", "moments", "philox_bits", "philox_normal"]
+__all__ = ["energy_entropy", "extension", "krylov_product", "log_histogram", "moments", "philox_bits", "philox_normal"]
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -59,6 +59,35 @@ def energy_entropy(x: Tensor, n_kept: int, n_pooled: int, pool: int) -> Tensor:
     x = x.resolve_neg()
     extension().energy_entropy(*_view(x, n_kept, n_pooled, pool), out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def krylov_product(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 ``(B, b, rows)`` and ``(B, b, columns)``; see :func:`balanced_rep.ops.krylov_product.krylov_product`."""
+    m = m.resolve_neg()
+    z = _empty((m.shape[0], v.shape[1], m.shape[1]), torch.float64)
+    w = _empty(tuple(v.shape), torch.float64)
+    thin_products(m, v.resolve_neg().contiguous(), z, w)
+    return z, w
+
+
+def thin_products(m: Tensor, v: Tensor | None, z: Tensor, w: Tensor | None) -> None:
+    """Z = V M^T, or with ``v`` None as it is given, and W = Z M unless it is None; into the memory of the two.
+
+    Args:
+        m: float32 ``(B, rows, columns)``, rows or columns in one piece.
+        v: float64 ``(B, b, columns)``, contiguous.
+        z: float64 ``(B, b, rows)``, its rows in one piece.
+        w: float64 ``(B, b, columns)``, contiguous.
+    """
+    if m.numel() == 0 or z.numel() == 0:
+        if w is not None:
+            w.zero_()
+        z.zero_()
+        return
+    extension().krylov_product(
+        m.data_ptr(), m.shape, m.stride(), z.shape[1], 0 if v is None else v.data_ptr(),
+        z.data_ptr(), z.stride()[:2], v is None, 0 if w is None else w.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def philox_bits(items: Tensor, seed: int, n: int) -> Tensor:

@@ -5,6 +5,7 @@
 #include "moments.inl"
 #include "energy_entropy.inl"
 #include "log_histogram.inl"
+#include "krylov_product.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -40,6 +41,11 @@ const Kernels kernels = {
     {log_histogram_items<float>, log_histogram_items<Half>, log_histogram_items<BFloat>, log_histogram_items<double>},
     {energy_entropy_items<float>, energy_entropy_items<Half>, energy_entropy_items<BFloat>,
      energy_entropy_items<double>},
+    krylov_width,
+    krylov_workspace,
+    krylov_pack,
+    krylov_items,
+    krylov_join,
     read_test,
 };
 

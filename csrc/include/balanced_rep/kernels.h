@@ -74,6 +74,24 @@ struct EntropyTask {
   double* out;
 };
 
+// Products of a tall matrix with a thin block, M V and M^T (M V). A chunk is a number of rows of M, cut by the shape
+// alone; chunk c of matrix b of the batch is item b * n_chunks + c.
+struct KrylovTask {
+  const float* m;  // (batch, rows, columns); one of row_stride and column_stride is 1
+  int64_t batch, rows, columns;
+  int64_t batch_stride, row_stride, column_stride;
+  int64_t width;    // columns of V
+  const double* v;  // (batch, width, columns), rows one behind the other as are matrices
+  double* z;        // (batch, width, rows): M V, transposed; read where `given`
+  int64_t z_batch_stride, z_row_stride;
+  bool given;    // M V is there already
+  bool adjoint;  // M^T (M V) is wanted
+  int64_t chunk, n_chunks;
+  float* packed;   // (batch, padded width * columns): V in the layout of the kernel
+  float* partial;  // (batch, n_chunks, padded width * columns): sums over the rows of a chunk
+  double* w;       // (batch, width, columns), as v
+};
+
 typedef void (*HistogramKernel)(const HistogramTask& task, int64_t first_kept, int64_t last_kept);
 typedef void (*EntropyKernel)(const EntropyTask& task, int64_t first_kept, int64_t last_kept);
 typedef void (*MomentsKernel)(const MomentsTask& task, int64_t first_item, int64_t last_item);
@@ -86,6 +104,12 @@ struct Kernels {
   void (*merge_segments)(const MomentsTask& task, double* out, int64_t first, int64_t last);
   HistogramKernel log_histogram[kDTypes];
   EntropyKernel energy_entropy[kDTypes];
+  // V into the kernel's layout, for matrices [first, last); items [first, last); W of matrices [first, last).
+  int64_t (*krylov_width)(int64_t width);
+  int64_t (*krylov_workspace)(const KrylovTask& task);  // floats of a thread
+  void (*krylov_pack)(const KrylovTask& task, int64_t first, int64_t last);
+  void (*krylov_items)(const KrylovTask& task, int64_t first, int64_t last, float* workspace);
+  void (*krylov_join)(const KrylovTask& task, int64_t first, int64_t last);
   // Sum of n floats: as fast as this processor reads memory. The yardstick of the benchmarks.
   float (*read_test)(const float* x, int64_t n);
 };
