@@ -8,14 +8,19 @@ With :math:`P = U^T dA\, V`: :math:`d\sigma_i = P_{ii}`; within the span of the 
 and outside it :math:`\sigma_i\, du_i - A\, dv_i = dA\, v_i` and :math:`\sigma_i\, dv_i - A^T du_i = dA^T u_i`, both
 projected. Dropping the part outside, or differentiating the iteration, is wrong unless A has rank k. That part takes,
 for each triple, a linear system with :math:`\sigma_i^2 - A^T A` on the complement of V, which is positive definite
-there and is solved by
-conjugate gradients: two products with A per step, all triples at once.
+there and is solved by conjugate gradients: two products with A per step, all triples at once.
+
+All of this holds for singular triples. Those of an iteration that was stopped early are mixtures with their neighbours,
+and the gradient is wrong by about the angle between the two, which :math:`r_i / \sigma_i` tells to a small factor, with
+the residual :math:`r_i` of the side that the iteration did not work on. It is measured, and above 1 % there is a
+warning.
 
 Letters: B matrices (m, n); k triples.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +29,12 @@ from torch import Tensor
 
 from balanced_rep.linalg._dense import dense_svd
 from balanced_rep.linalg._plan import Options
-from balanced_rep.linalg._result import SVDResult
+from balanced_rep.linalg._result import ConvergenceWarning, SVDResult
 
 __all__ = ["differentiable_svd"]
 
 STEPS = 1000
+ACCURATE = 1e-2  # relative residual of a triple up to which its gradient goes without a warning
 LARGEST = 1e8  # amplification beyond which a solution is rounding
 NO_GAP = (
     "singular values k and k + 1 are too close. Choose another k, or use the gradient of S alone, which needs no gap"
@@ -72,8 +78,12 @@ class _TruncatedSVD(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let constants through in silence
             raise RuntimeError("randomized_svd: no second derivative; use torch.linalg.svd, or create_graph=False")
         A, U, S, Vh = ctx.saved_tensors
+        if all(g is None for g in grads):
+            return None, None, None
         gU, gS, gVh = (None if g is None else g.double() for g in grads)
-        U, S, V = U.double(), S.double(), Vh.mT.double()
+        rounding = 100 * torch.finfo(A.dtype).eps
+        A, U, S, V = A.double(), U.double(), S.double(), Vh.mT.double()
+        _warn_of_residuals(A, U, S, V, _used(gU, gS, gVh) & (S > rounding * S[..., :1]))
         inner = torch.zeros((*S.shape, S.shape[-1]), dtype=torch.float64, device=S.device)
         if gS is not None:
             inner = inner + torch.diag_embed(gS)
@@ -82,9 +92,27 @@ class _TruncatedSVD(torch.autograd.Function):
             gU = torch.zeros_like(U) if gU is None else gU
             gV = torch.zeros_like(V) if gVh is None else gVh.mT
             inner = inner + _within(U, S, V, gU, gV)
-            x, y = _outside(A.double(), U, S, V, gU, gV)
+            x, y = _outside(A, U, S, V, gU, gV)
             outer = x @ V.mT + U @ y.mT
-        return (U @ inner @ V.mT + outer).to(A.dtype), None, None
+        return (U @ inner @ V.mT + outer).to(Vh.dtype), None, None
+
+
+def _used(gU: Tensor | None, gS: Tensor | None, gVh: Tensor | None) -> Tensor:
+    """Triples on which the differentiated number depends, ``(..., k)``."""
+    parts = [None if gU is None else gU.abs().sum(-2), gS, None if gVh is None else gVh.abs().sum(-1)]
+    return torch.stack([part != 0 for part in parts if part is not None]).any(0)
+
+
+def _warn_of_residuals(A: Tensor, U: Tensor, S: Tensor, V: Tensor, used: Tensor) -> None:
+    rest = A.mT @ U - V * S.unsqueeze(-2) if A.shape[-2] >= A.shape[-1] else A @ V - U * S.unsqueeze(-2)
+    relative = torch.linalg.vector_norm(rest, dim=-2) / torch.where(used, S, 1.0) * used
+    if bool((relative > ACCURATE).any()):
+        warnings.warn(
+            f"randomized_svd: a gradient through triples with relative residuals of up to {float(relative.max()):.1g}, "
+            "which is about its relative error. Take a smaller tol, more rounds, or fewer of the triples",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
 
 def _within(U: Tensor, S: Tensor, V: Tensor, gU: Tensor, gV: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ __all__ = ["ConvergenceWarning", "SVDInfo", "SVDResult"]
 
 
 class ConvergenceWarning(UserWarning):
-    """A tolerance was not reached; the result is the best that was found, with ``info.converged`` false."""
+    """A tolerance was not reached, with ``info.converged`` false, or a gradient goes through inaccurate triples.
+
+    What is returned is the best that was found.
+    """
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,18 @@ in them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._krylov import search
-from balanced_rep.linalg._matrix import Dense
 from balanced_rep.linalg._result import SVDInfo
-from balanced_rep.linalg._small import eigh_descending, orthonormal_rows, positive_pivots
+from balanced_rep.linalg._scatter import leading
+from balanced_rep.linalg._small import eigh_descending, positive_pivots
+from balanced_rep.linalg._streaming_state import VERSION, checked_settings
 from balanced_rep.ops._arrays import as_tensor
 
 __all__ = ["PCAResult", "StreamingPCA"]
@@ -31,9 +32,8 @@ __all__ = ["PCAResult", "StreamingPCA"]
 GRAM_LIMIT = 8192
 LARGEST = 1e150  # numbers whose squares are far within float64; the reciprocal too
 MODES = ("auto", "gram", "incremental")
-WHOLE_SPECTRUM = 1024  # up to here all eigenvalues of a scatter matrix are computed, beyond it the leading ones
-TOLERANCE = 1e-6  # of the leading eigenvalues' share, where only these are computed
-VERSION = 1
+ROUNDING = 1e-12  # share of the energy that sums in float64 may miss; 100 times as much is known to 1 %
+PANEL = 2**21  # numbers of X that are converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ class StreamingPCA:
     def update(self, X: Any) -> StreamingPCA:
         """Adds rows.
 
-        How the stream is cut into calls does not matter: incremental blocks are filled across calls.
+        How the stream is cut into calls does not matter: incremental blocks are filled across calls. Beside the state,
+        a few times 16 MB are needed, or as many rows as ``keep``, whatever the size of X: it is converted to float64,
+        and moved to the device of the state, in panels.
 
         Args:
             X: ``(..., n_features)``, torch, numpy or cupy, real floating point.
@@ -167,23 +169,30 @@ class StreamingPCA:
             raise TypeError(f"StreamingPCA: X is {rows.dtype}; real floating point is needed")
         if rows.ndim == 0 or rows.shape[-1] != self.n_features:
             raise ValueError(f"StreamingPCA: X has shape {tuple(rows.shape)}; expected is (..., {self.n_features})")
-        rows = rows.detach().reshape(-1, self.n_features).to(self._mean)
-        if not bool((finite := rows.isfinite().all(-1)).all()):
-            raise ValueError(f"StreamingPCA: row {int((~finite).nonzero()[0])} of X holds NaN or infinity")
-        largest = float(rows.abs().amax()) if rows.numel() else 0.0
-        if largest > LARGEST:
-            raise ValueError(f"StreamingPCA: X reaches {largest:.3g}, whose square is out of range; scale it down")
+        rows = rows.detach().reshape(-1, self.n_features)
+        for first, panel in self._panels(rows):
+            if not bool((finite := panel.isfinite().all(-1)).all()):
+                raise ValueError(f"StreamingPCA: row {first + int((~finite).nonzero()[0])} of X holds NaN or infinity")
+            if (largest := float(panel.abs().amax())) > LARGEST:
+                raise ValueError(f"StreamingPCA: X reaches {largest:.3g}, whose square is out of range; scale it down")
         if self.mode == "gram":
-            self._add_gram(rows)
+            for _, panel in self._panels(rows):
+                self._add_gram(panel)
             return self
         while len(rows):
             taken, rows = rows[: self.keep - self._n_pending], rows[self.keep - self._n_pending :]
-            self._pending.append(taken.clone())
+            self._pending.append(taken.to(self._mean, copy=True))
             self._n_pending += len(taken)
             self.n_samples += len(taken)
             if self._n_pending == self.keep:
                 self._flush()
         return self
+
+    def _panels(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Some rows at a time, with the number of the first, in float64 on the device of the state."""
+        count = max(1, PANEL // self.n_features)
+        for first in range(0, len(rows), count):
+            yield first, rows[first : first + count].to(self._mean)
 
     def merge(self, other: StreamingPCA) -> StreamingPCA:
         """Adds everything that another one has seen, which stays as it is.
@@ -231,14 +240,15 @@ class StreamingPCA:
         if float(energy) == 0 and 0 < (size := float(mean.abs().amax())) < 1 / LARGEST:
             raise ValueError(f"StreamingPCA: the mean is {size:.3g}; squares of such numbers vanish, scale X up")
         wanted = min(k, self.n_features, self.n_samples)
-        theta, Vh, tail = _leading(rows, wanted, energy, self.mode == "gram")
+        theta, Vh = leading(rows, wanted, self.mode == "gram")
         _, Vh = positive_pivots(Vh.unsqueeze(0), Vh.unsqueeze(0))
-        share = torch.where(energy > 0, tail / torch.where(energy > 0, energy, 1.0), 0.0).clamp(0, 1)
-        exact = self.mode == "gram" or self._discarded(rows, energy) <= 1e-12
+        share = torch.where(energy > 0, 1 - theta.sum() / torch.where(energy > 0, energy, 1.0), 0.0).clamp(0, 1)
+        discarded = 0.0 if self.mode == "gram" else self._discarded(rows, energy)
+        tight = (energy == 0) | ((share >= 100 * ROUNDING) & (discarded <= share / 100))
+        share = torch.where(tight, share, share + ROUNDING)
         rank = (theta > theta[:1] * self.n_features * torch.finfo(torch.float64).eps).sum()
-        flag = torch.tensor(True, device=theta.device)
         info = SVDInfo(
-            rank=rank, rel_error=share.sqrt(), tight=flag & bool(exact), converged=flag, rounds=0 * rank,
+            rank=rank, rel_error=share.sqrt(), tight=tight, converged=torch.ones_like(tight), rounds=0 * rank,
             passes=0 * rank + 1, method=self.mode, seed=0,
             notes=() if wanted == k else (f"k={k} is more than there is to find: {wanted} were taken",),
         )  # fmt: skip
@@ -273,22 +283,18 @@ class StreamingPCA:
             The restored one, on the device of the tensors.
 
         Raises:
-            ValueError: If a tensor is missing, or of another version or shape.
+            ValueError: If a tensor is missing, of another version, dtype or shape, not finite, or if the numbers cannot
+                be those of a stream.
         """
-        names = {"settings", "mean", "rows", "energy", "pending"}
-        if missing := names - set(tensors):
-            raise ValueError(f"not a StreamingPCA state: {sorted(missing)} missing, found {sorted(tensors)}")
-        version, n, k, keep, center, gram, n_samples = (int(v) for v in tensors["settings"])
-        if version != VERSION:
-            raise ValueError(f"StreamingPCA state of version {version}; this is version {VERSION}")
-        mode = "gram" if gram else "incremental"
-        self = cls(n, k, mode=mode, center=bool(center), keep=keep, device=tensors["mean"].device)
-        rows, pending = tensors["rows"], tensors["pending"]
-        if tensors["mean"].shape != (n,) or rows.ndim != 2 or rows.shape[1] != n or pending.shape[1:] != (n,):
-            raise ValueError(f"not a StreamingPCA state of {n} features: rows {tuple(rows.shape)}")
-        self._mean, self._rows, self._energy = (tensors[name].clone() for name in ("mean", "rows", "energy"))
-        self._pending, self._n_pending = ([pending.clone()] if len(pending) else []), len(pending)
-        self.n_samples = n_samples
+        state = checked_settings(tensors)
+        mean, rows, energy, pending = (tensors[name].detach().clone() for name in ("mean", "rows", "energy", "pending"))
+        self = cls(
+            state.n_features, state.k, mode="gram" if state.gram else "incremental", center=state.center,
+            keep=state.keep, device=mean.device,
+        )  # fmt: skip
+        self._mean, self._rows, self._energy = mean, rows, energy
+        self._pending, self._n_pending = ([pending] if len(pending) else []), len(pending)
+        self.n_samples = state.n_samples
         return self
 
     def _settings(self) -> tuple[int, int, int, int, int]:
@@ -298,9 +304,9 @@ class StreamingPCA:
         """Count, mean, rows and energy of everything, the pending rows included, without a change."""
         if not self._pending:
             return self.n_samples, self._mean, self._rows, self._energy
-        copy = StreamingPCA.from_state_dict(self.state_dict())
-        copy._flush()
-        return copy.n_samples, copy._mean, copy._rows, copy._energy
+        twin = copy.copy(self)  # none of its tensors is changed in place in this mode
+        twin._flush()
+        return twin.n_samples, twin._mean, twin._rows, twin._energy
 
     def _seen(self) -> int:
         """Rows that the state holds, without the pending ones."""
@@ -362,23 +368,3 @@ def _real_floating(what: str, X: Any) -> Tensor:
     if not rows.is_floating_point():
         raise TypeError(f"PCAResult.{what} is {rows.dtype}; real floating point is needed")
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def _leading(rows: Tensor, k: int, energy: Tensor, gram: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading eigenvalues and vectors of the scatter matrix, and the energy outside of them."""
-    if gram and len(rows) > WHOLE_SPECTRUM and 5 * k <= len(rows):
-        block = -(-(k + 8) // 16) * 8
-        found = search(
-            Dense(rows.unsqueeze(0), rows.square().sum().reshape(1)), k, keep=k, block=block, rounds=len(rows) // block,
-            tol=TOLERANCE, items=torch.zeros(1, dtype=torch.int64, device=rows.device), seed=0,
-        )  # fmt: skip
-        theta = found.S[0]
-        return theta, found.Vh[0], (energy - theta.sum()).clamp_min(0)
-    if gram:
-        theta, V = eigh_descending(rows)
-        theta = theta.clamp_min(0)
-        return theta[:k], V[:, :k].mT.contiguous(), theta[k:].sum()
-    theta, Y = eigh_descending(rows @ rows.mT)
-    theta = theta.clamp_min(0)
-    Vh = orthonormal_rows((Y[:, :k].mT @ rows).unsqueeze(0))[0]
-    return theta[:k], Vh, (energy - theta[:k].sum()).clamp_min(0)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import balanced_rep as br
-from balanced_rep.linalg import _streaming
+from balanced_rep.linalg import _scatter, _streaming
 from tests.linalg.matrices import normal, spectrum, with_spectrum
 
 K = 6
@@ -64,11 +65,44 @@ def test_gram_is_exact(center):
 def test_a_large_scatter_matrix_is_searched_and_not_decomposed(monkeypatch):
     X = activations(300, 90)
     want = stream(X).finalize()
-    monkeypatch.setattr(_streaming, "WHOLE_SPECTRUM", 60)
+    monkeypatch.setattr(_scatter, "WHOLE_SPECTRUM", 60)
     got = stream(X).finalize()
     torch.testing.assert_close(got.singular_values, want.singular_values, rtol=1e-6, atol=0)
     assert excess(X, got) < 1e-6
     assert got.info.rel_error == pytest.approx(float(want.info.rel_error), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["poly", "exp", "steep", "equal"])
+def test_a_search_is_as_good_as_the_whole_spectrum(kind, monkeypatch):
+    """Found once: where values fall steeply the search stopped at 41 % of the last one, under a tight certificate."""
+    X = with_spectrum(300, 400, spectrum(kind, 300, K))
+    monkeypatch.setattr(_scatter, "WHOLE_SPECTRUM", 60)
+    monkeypatch.setattr(_scatter, "eigh_descending", small_only(_scatter.eigh_descending, 100))
+    found = stream(X, center=False).finalize()
+    true = torch.linalg.svdvals(X)[:K]
+    torch.testing.assert_close(found.singular_values, true, rtol=1e-7, atol=0)
+    along = torch.linalg.vector_norm(X @ found.components.mT, dim=0)
+    torch.testing.assert_close(along, found.singular_values, rtol=1e-7, atol=0)  # the variance of these components
+
+
+def small_only(eigh, most: int):
+    def checked(G: Tensor) -> tuple[Tensor, Tensor]:
+        assert G.shape[-1] <= most, "the whole spectrum was computed"
+        return eigh(G)
+
+    return checked
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-5, 1e-7, 1e-9, 0.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_squares_cannot_resolve_is_an_upper_bound(mode, noise):
+    """Found once: at 1e-8 the error was said to be 3e-8, or zero, and both to be right to 1 %."""
+    X = normal(300, K) @ normal(K, 60, seed=1) + noise * normal(300, 60, seed=2)
+    found = stream(X, mode=mode, keep=60, center=False).finalize()
+    true = torch.linalg.matrix_norm(X - X @ found.components.mT @ found.components) / torch.linalg.matrix_norm(X)
+    assert bool(found.info.tight) == (noise == 1e-3)
+    low, high = (0.99, 1.01) if noise == 1e-3 else (1, 1.5)
+    assert low * float(true) <= float(found.info.rel_error) <= max(high * float(true), 2e-6)
 
 
 def test_incremental_loses_little_and_says_how_much():
@@ -150,6 +184,34 @@ def test_memory_is_bounded():
         assert len(state["rows"]) + len(state["pending"]) <= 2 * pca.keep
     assert br.StreamingPCA(8192, 4).mode == "gram"
     assert br.StreamingPCA(8193, 4).mode == "incremental"
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest float64 tensor that is made inside."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float64:
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_are_converted_in_panels(mode, monkeypatch):
+    X = activations(700, 40).float()
+    want = stream(X, mode=mode, keep=12).finalize()
+    monkeypatch.setattr(_streaming, "PANEL", 40 * 64)
+    with Largest() as seen:
+        pca = br.StreamingPCA(40, K, mode=mode, keep=12).update(X)
+    assert seen.numel <= 40 * 64
+    torch.testing.assert_close(pca.finalize().singular_values, want.singular_values, rtol=1e-12, atol=0)
+    bad = X.clone()
+    bad[611, 3] = torch.inf
+    with pytest.raises(ValueError, match="row 611 of X holds NaN"):
+        pca.update(bad)
+    assert pca.n_samples == 700
 
 
 def test_inputs_of_any_kind():
@@ -253,7 +315,31 @@ def test_bad_arguments():
     state = pca.state_dict()
     with pytest.raises(ValueError, match=r"'energy'.* missing"):
         br.StreamingPCA.from_state_dict({k: v for k, v in state.items() if k != "energy"})
+
+
+def with_setting(state: dict[str, Tensor], place: int, value: int) -> Tensor:
+    return state["settings"].index_fill(0, torch.tensor([place]), value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_hostile_states_are_refused(mode):
+    """Found once: NaN, negative counts and wrong shapes were loaded; sizes that a file claims took the memory first."""
+    state = br.StreamingPCA(30, 3, mode=mode).update(normal(45, 30)).state_dict()
+    assert br.StreamingPCA.from_state_dict(state).n_samples == 45
+    for name in ("mean", "rows", "energy", "pending"):
+        value = state[name]
+        nan = torch.full_like(value if value.numel() else normal(1, 30), torch.nan)
+        for bad in (value.float(), nan, value.to_sparse(), torch.zeros(2, 7, dtype=torch.float64)):
+            with pytest.raises(ValueError, match="not a StreamingPCA state"):
+                br.StreamingPCA.from_state_dict({**state, name: bad})
+    for place, value in ((1, 10**9), (1, 0), (1, -1), (2, 0), (3, 2), (3, 31), (4, 2), (5, 7), (6, -1), (6, 0)):
+        with pytest.raises(ValueError, match="not a StreamingPCA state"):
+            br.StreamingPCA.from_state_dict({**state, "settings": with_setting(state, place, value)})
+    for settings_ in (state["settings"][:4], state["settings"].double(), state["settings"].reshape(7, 1)):
+        with pytest.raises(ValueError, match="not a StreamingPCA state: 'settings'"):
+            br.StreamingPCA.from_state_dict({**state, "settings": settings_})
+    for energy in (-1.0, 0.5 * float(state["energy"])):
+        with pytest.raises(ValueError, match="of an energy of"):
+            br.StreamingPCA.from_state_dict({**state, "energy": torch.tensor(energy, dtype=torch.float64)})
     with pytest.raises(ValueError, match="version 9"):
-        br.StreamingPCA.from_state_dict({**state, "settings": state["settings"].index_fill(0, torch.tensor([0]), 9)})
-    with pytest.raises(ValueError, match="not a StreamingPCA state of 30"):
-        br.StreamingPCA.from_state_dict({**state, "mean": torch.zeros(3)})
+        br.StreamingPCA.from_state_dict({**state, "settings": with_setting(state, 0, 9)})

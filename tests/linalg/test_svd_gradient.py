@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 import balanced_rep as br
+from balanced_rep.linalg import ConvergenceWarning
 from tests.linalg.matrices import normal, spectrum, with_spectrum
 
 K = 3
@@ -66,6 +69,28 @@ def test_float32_half_and_center():
     assert torch.autograd.gradcheck(
         lambda A: invariants(*br.randomized_svd(A, K, center=True)), C[:9, :7].detach().requires_grad_()
     )
+
+
+@pytest.mark.parametrize("shape", [(120, 90), (90, 120)], ids=str)
+def test_gradients_of_inaccurate_triples_are_said_to_be(shape):
+    """Found once: after three rounds the gradient of the last value was wrong by half of itself, in silence."""
+    A = with_spectrum(*shape, spectrum("slow", 90, 12)).requires_grad_()
+    U, _, Vh = torch.linalg.svd(A.detach(), full_matrices=False)
+
+    def error(result, i: int) -> float:
+        (got,) = torch.autograd.grad(result.S[i], A)
+        return float((got - torch.outer(U[:, i], Vh[i])).norm())
+
+    rough = br.randomized_svd(A, 12, block=6, rounds=3)
+    with pytest.warns(ConvergenceWarning, match="relative residuals of up to") as caught:
+        wrong = error(rough, 11)
+    said = float(str(caught[0].message).partition("up to ")[2].partition(",")[0])
+    assert wrong > 0.1
+    assert 0.3 * said < wrong < 5 * said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert error(br.randomized_svd(A, 12, block=12, tol=1e-6), 11) < 2e-2
+        assert error(br.randomized_svd(A, 12, block=12, rounds=3), 0) < 1e-2  # the last triple has no part in it
 
 
 def test_only_singular_values():
