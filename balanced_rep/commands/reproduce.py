@@ -29,9 +29,12 @@ def reproduce(
     from rich.table import Table
 
     errors = Console(stderr=True)
-    needed = ["sklearn", "scipy", "matplotlib"] + ([] if quick else ["diffusers"])
+    from balanced_rep.reproduce._run import FULL_ONLY
+
+    networks = not set(only).isdisjoint(FULL_ONLY) if only else not quick
+    needed = ["sklearn", "scipy", "matplotlib"] + (["diffusers"] if networks else [])
     if missing := [name for name in needed if find_spec(name) is None]:
-        hint = "; or run with --quick" if missing == ["diffusers"] else ""
+        hint = "; or run with --quick" if missing == ["diffusers"] and not only else ""
         errors.print(f"[bold red]error:[/] missing: {', '.join(missing)}. pip install 'balanced-rep\\[models]'{hint}")
         sys.exit(1)
     from balanced_rep.reproduce import EXPERIMENTS, Settings

@@ -6,8 +6,9 @@ Layer, noise level and direction are chosen on one part of labelled samples; the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from balanced_rep.detection._intervals import area_under_curve
 from balanced_rep.detection._score import Direction, Score, Scores, get
 from balanced_rep.detection._threshold import Threshold, least_calibration_size, threshold
 from balanced_rep.models import Denoiser
+from balanced_rep.models._conditions import n_rows
 
 __all__ = ["Calibration", "Detector", "Flags", "calibrate"]
 
@@ -109,6 +111,9 @@ class Detector:
                 raise ValueError(f"direction is {about['direction']!r}")
             found = cls(**about)
             get(found.score, **found.options)
+            numbers = {"threshold": found.threshold.value} | ({} if found.sigma is None else {"sigma": found.sigma})
+            if wrong := [name for name, v in numbers.items() if not isinstance(v, int | float) or not math.isfinite(v)]:
+                raise ValueError(f"its {wrong[0]} is {numbers[wrong[0]]!r}, which flags nothing")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not a detector that this version reads: {error}.") from error
         return found
@@ -122,7 +127,8 @@ class Calibration:
         detector: The detector.
         held_out: How the chosen score does on the half that had no part in the choice.
         selection: AUC of every choice on the other half, `(layers, sigmas)`, in the direction chosen for each: above
-            one half by construction, and too good for the best one.
+            one half by construction, and too good for the best one. NaN where fewer samples have a score than
+            elsewhere: such a layer is not chosen.
         layers: Its rows; one without a name if the score has no layers.
         sigmas: Its columns.
     """
@@ -179,10 +185,14 @@ def calibrate(
         The detector, and how good it is.
 
     Raises:
-        ValueError: If there are too few samples for the guarantee or only one class; before any network is run.
+        ValueError: If there are too few samples for the guarantee, only one class, or samples and labels differ in
+            number; before any network is run.
     """
     score = get(score) if isinstance(score, str) else score
     labels = torch.as_tensor(labels).cpu()
+    n = len(x) if x is not None else n_rows(cond)
+    if labels.shape != (n,):
+        raise ValueError(f"calibrate: {n} samples and labels {tuple(labels.shape)}; one each is needed.")
     first = cut(labels, groups, selection_share, seed)
     n_negative = _count(~labels.bool() & ~first, groups)
     least = least_calibration_size(fpr, confidence)
@@ -195,34 +205,57 @@ def calibrate(
         )
     options = {"cond": cond, "reference": reference, "seed": seed, "batch_size": batch_size}
     tables = _score_all(score, D, x, sigmas, layers, options)
-    values, ok = tables.values.reshape(max(1, len(tables.layers)), max(1, len(tables.sigmas)), -1), tables.ok
-    auc = torch.empty(values.shape[:2], dtype=torch.float64)
-    for i, j in torch.cartesian_prod(*(torch.arange(n) for n in auc.shape)).reshape(-1, 2).tolist():
-        picked = [values[i, j][first & ok & side] for side in (labels.bool(), ~labels.bool())]
-        auc[i, j] = area_under_curve(*picked)
+    shape = max(1, len(tables.layers)), max(1, len(tables.sigmas)), n
+    tables = replace(tables, values=tables.values.reshape(shape))
+    auc = selection_auc(tables, labels, first)
     natural = 1 if score.direction == "high" else -1
     strength = torch.where(auc > 0.5, auc, 1 - auc) if choose_direction else (auc if natural == 1 else 1 - auc)
-    if strength.isnan().any():
-        raise ValueError("calibrate: the part for the choice has only one class; give more samples of the other.")
+    if strength.isnan().all():
+        raise ValueError(
+            "calibrate: the part for the choice has scores of one class only; give more samples of the other. The "
+            f"first status: {next((s for s in tables.status if s != 'ok'), 'none')}."
+        )
     as_declared = (auc > 0.5) == (natural == 1)
-    best = (strength == strength.max()) & (as_declared | ~(as_declared & (strength == strength.max())).any())
+    highest = strength == strength.nan_to_num(-1.0).max()
+    best = highest & (as_declared | ~(as_declared & highest).any())
     at = divmod(int(best.flatten().nonzero()[-1]), auc.shape[1])  # of equals: as declared, then nearest to the output
     direction: Direction = ("high" if auc[at] > 0.5 else "low") if choose_direction else score.direction
-    second = ~first & ok
-    chosen = values[at][second]
+    decided = tables.at(*at)
+    second = ~first & decided.ok
     held_out = evaluate(
-        chosen, labels[second], direction=direction, fprs=(fpr,), confidence=confidence, seed=seed,
+        decided.values[second], labels[second], direction=direction, fprs=(fpr,), confidence=confidence, seed=seed,
         groups=None if groups is None else groups.cpu()[second],
     )  # fmt: skip
     negative = second & ~labels.bool()
     limit = threshold(
-        values[at][negative], direction=direction, fpr=fpr, confidence=confidence,
+        decided.values[negative], direction=direction, fpr=fpr, confidence=confidence,
         groups=None if groups is None else groups.cpu()[negative],
     )  # fmt: skip
     names: tuple[str | None, ...] = tables.layers or (None,)
     sigma = tables.sigmas[at[1]] if tables.sigmas else None
     detector = Detector(score.name, score.options(), names[at[0]], sigma, direction, limit, seed)
     return Calibration(detector, held_out, strength, names, tables.sigmas)
+
+
+def selection_auc(tables: Scores, labels: Tensor, first: Tensor) -> Tensor:
+    """AUC of every layer and noise level on the samples for the choice, high being suspicious.
+
+    Args:
+        tables: Scores, values `(layers, sigmas, n)`.
+        labels: Whether each sample is memorized, `(n,)`.
+        first: Which samples are for the choice, `(n,)` bool.
+
+    Returns:
+        `(layers, sigmas)` float64; NaN where fewer samples have a score than elsewhere, which would be an advantage, or
+        only one class has.
+    """
+    scored = tables.values.isfinite() & first
+    counts, memorized = scored.sum(dim=-1), labels.bool()
+    auc = torch.full(counts.shape, torch.nan, dtype=torch.float64)
+    for i, j in (counts == counts.max()).nonzero().tolist():
+        own, values = scored[i, j], tables.values[i, j]
+        auc[i, j] = area_under_curve(values[own & memorized], values[own & ~memorized])
+    return auc
 
 
 def _score_all(

@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from balanced_rep.autodiff import jvp
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sigma_schedule
-from balanced_rep.models._conditions import expand_rows
+from balanced_rep.models._conditions import expand_rows, n_rows, take_rows
 from balanced_rep.models._noise import noise
 
 __all__ = ["ConditionJacobian", "NeMo", "NoiseDifference", "Sharpness", "null_batch"]
+
+PROMPTS = 64  # at once, of the reference of nemo
 
 
 def null_batch(D: Denoiser, n: int) -> Any:
@@ -253,10 +255,12 @@ class NeMo(Score):
         Raises:
             ValueError: If there are fewer than two prompts.
         """
-        with torch.no_grad():
-            a = self._values(D, reference)
-        if len(a) < 2:
-            raise ValueError(f"nemo: needs at least two reference prompts for a standard deviation, got {len(a)}.")
+        n = n_rows(reference)
+        if n < 2:
+            raise ValueError(f"nemo: needs at least two reference prompts for a standard deviation, got {n}.")
+        with torch.no_grad():  # the reference of the paper has fifty thousand prompts, too many for one batch
+            parts = [self._values(D, take_rows(reference, rows)) for rows in torch.arange(n).split(PROMPTS)]
+        a = torch.cat(parts)
         return a.mean(dim=0), a.std(dim=0)
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:

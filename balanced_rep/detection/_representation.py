@@ -76,9 +76,10 @@ class RepresentationStd(Score):
         found = record_layers(D, batch.layers, lambda: D(y, rows, cond), pool=self.pool)
         values = []
         for name, stats in found.items():
-            bad = (stats.n_nonfinite > 0).unflatten(0, (n_sigmas * self.n_draws, b)).any(dim=0)
-            batch.fail(bad.cpu(), f"activation of {name} is not finite")
-            values.append(getattr(stats, self.statistic).unflatten(0, (n_sigmas, self.n_draws, b)).double().mean(dim=1))
+            bad = (stats.n_nonfinite > 0).unflatten(0, (n_sigmas, self.n_draws, b)).any(dim=1)
+            batch.fail(bad.any(dim=0).cpu(), f"activation of {name} is not finite")
+            value = getattr(stats, self.statistic).unflatten(0, (n_sigmas, self.n_draws, b)).double().mean(dim=1)
+            values.append(value.masked_fill(bad, torch.nan))  # of this layer and level; the others keep theirs
         return torch.stack(values)
 
 

@@ -9,7 +9,7 @@ import difflib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,9 +33,9 @@ class Scores:
     """Scores of samples.
 
     Attributes:
-        values: Float64 `(n,)` on the CPU; with several layers or noise levels `(layers, sigmas, n)`. NaN where the
-            status says why, and nowhere else.
-        status: For each sample "ok", or why it has no score.
+        values: Float64 `(n,)` on the CPU; with several layers or noise levels `(layers, sigmas, n)`. NaN only for
+            samples whose status says why.
+        status: For each sample "ok", or why it has no score, with several layers or levels at one of them or more.
         name: Of the score.
         direction: Which scores are suspicious: "high" or "low". Declared, never fitted.
         layers: The layers, if there are any to choose.
@@ -63,6 +63,23 @@ class Scores:
         """Which samples have a score, `(n,)` bool."""
         return torch.tensor([s == OK for s in self.status], dtype=torch.bool)
 
+    def at(self, layer: int, sigma: int) -> Scores:
+        """The scores of one layer and noise level of several; a sample that failed elsewhere only is "ok" in them.
+
+        Args:
+            layer: Index of the layer.
+            sigma: Index of the noise level.
+
+        Returns:
+            Scores with values `(n,)`.
+        """
+        values = self.values[layer, sigma]
+        finite = values.isfinite().tolist()
+        return replace(
+            self, values=values, layers=self.layers[layer : layer + 1], sigmas=self.sigmas[sigma : sigma + 1],
+            status=tuple(OK if scored else why for scored, why in zip(finite, self.status, strict=True)),
+        )  # fmt: skip
+
     def __repr__(self) -> str:
         failed = len(self) - int(self.ok.sum())
         return (
@@ -82,7 +99,8 @@ class Batch:
         layers: Layers.
         seed: Of the noise.
         reference: What the score compares with, if given.
-        failed: Sample in the batch to why it cannot be scored; filled by the score.
+        failed: Sample in the batch to why it cannot be scored, at one layer and noise level or more; filled by the
+            score, which leaves NaN there.
         forwards: Network evaluations; counted by the score.
         tangents: Jacobian-vector products; counted by the score.
     """
@@ -229,13 +247,15 @@ class Score(ABC):
                 rows = torch.arange(start, min(n, start + batch_size))
                 own = None if x is None else x[start : start + batch_size]
                 batch = Batch(own, take_rows(cond, rows), first + rows, sigmas, chosen, seed, reference)
+                lost = torch.zeros(len(batch), dtype=torch.bool)
                 for tensor in (batch.x, *tree_leaves(batch.cond)):
                     if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim:
                         bad = ~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
                         batch.fail(bad, "what is to be scored is not finite")
+                        lost |= bad.cpu()
                 value = self.compute(D, batch).double().cpu()  # pyright: ignore[reportArgumentType]
                 batch.fail(~value.isfinite().reshape(-1, len(batch)).all(dim=0), "the score is not finite")
-                value[..., list(batch.failed)] = torch.nan
+                value = value.where(value.isfinite() & ~lost, torch.nan)
                 values.append(value)
                 status += [batch.failed.get(i, OK) for i in range(len(batch))]
                 forwards, tangents = forwards + batch.forwards, tangents + batch.tangents

@@ -6,18 +6,16 @@ other half, so that their numbers can be compared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from balanced_rep.detection._calibrate import cut
+from balanced_rep.detection._calibrate import cut, selection_auc
 from balanced_rep.detection._evaluate import Comparison, Evaluation, compare, evaluate
-from balanced_rep.detection._intervals import area_under_curve
 from balanced_rep.detection._score import Direction, Scores, get
 from balanced_rep.models import Denoiser
 from balanced_rep.models._conditions import n_rows, take_rows
@@ -221,23 +219,16 @@ def _runnable(
 
 def _calibrated(table: Scores, labels: Tensor, first: Tensor) -> tuple[str, Scores]:
     """The layer, noise level and direction with the best AUC on the half for choices."""
-    ok, best = table.ok, (-1.0, 0, 0, "high")
-    for i in range(len(table.layers)):
-        for j in range(len(table.sigmas)):
-            values = table.values[i, j]
-            auc = area_under_curve(values[first & ok & labels], values[first & ok & ~labels])
-            if math.isnan(auc):
-                raise ValueError(
-                    f"table1: {table.name} has no score for any memorized or any other sample of the half for "
-                    f"choices; the first status: {next((s for s in table.status if s != 'ok'), 'none')}."
-                )
-            side = "high" if auc >= 0.5 else "low"
-            best = max(best, (max(auc, 1 - auc), i, j, side))
-    _, i, j, side = best
-    direction: Direction = "high" if side == "high" else "low"
-    chosen = {**vars(table), "values": table.values[i, j], "direction": direction, "layers": (table.layers[i],)}
-    chosen["sigmas"] = (table.sigmas[j],)
-    return f"{table.layers[i]}, sigma {table.sigmas[j]:g}, {side}", Scores(**chosen)
+    auc = selection_auc(table, labels, first)
+    if auc.isnan().all():
+        raise ValueError(
+            f"table1: {table.name} has no score for any memorized or any other sample of the half for choices; the "
+            f"first status: {next((s for s in table.status if s != 'ok'), 'none')}."
+        )
+    strength = torch.maximum(auc, 1 - auc).nan_to_num(-1.0)
+    i, j = divmod(int((strength == strength.max()).flatten().nonzero()[-1]), auc.shape[1])  # of equals the last layer
+    direction: Direction = "high" if auc[i, j] >= 0.5 else "low"
+    return f"{table.layers[i]}, sigma {table.sigmas[j]:g}, {direction}", replace(table.at(i, j), direction=direction)
 
 
 def _subset(scores: Scores, rows: Tensor) -> Scores:

@@ -99,9 +99,10 @@ def encode_prompts(folder: str | Path, prompts: list[str], *, dtype: torch.dtype
     if not (root / "tokenizer").is_dir() or not (root / "text_encoder").is_dir():
         raise ValueError(f"{root}: no text_encoder and tokenizer in it; give prompt embeddings as cond= instead.")
     config = _read_json(root / "text_encoder" / "config.json")
-    if not set(config.get("architectures", ["?"])) <= set(TEXT_ENCODERS):
-        raise ValueError(f"{root}: the text encoder is {config.get('architectures')}; known is {TEXT_ENCODERS[0]}.")
-    _has_safetensors(root / "text_encoder")
+    kinds = config.get("architectures")
+    if not isinstance(kinds, list) or not kinds or any(kind not in TEXT_ENCODERS for kind in kinds):
+        raise ValueError(f"{root}: the text encoder is {kinds!r}; known is {TEXT_ENCODERS[0]}.")
+    _check_weights(root / "text_encoder")
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     if dtype is not None:
         options["dtype"] = dtype
@@ -147,7 +148,7 @@ def _listed(index: dict[str, Any], part: str) -> bool:
 def _network(root: Path, part: str | None, known: tuple[str, ...], dtype: torch.dtype | None) -> Any:
     folder = root if part is None else root / part
     name = _class_name(folder / "config.json", known)
-    _has_safetensors(folder)
+    _check_weights(folder)
     import diffusers
 
     options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
@@ -176,7 +177,24 @@ def _class_name(path: Path, known: tuple[str, ...]) -> str:
     return name
 
 
-def _has_safetensors(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
+    """Refuses what is no plain set of safetensors files in the folder itself."""
+    adapters = [
+        p.name for p in (folder / "adapter_config.json", folder / "pytorch_lora_weights.safetensors") if p.exists()
+    ]
+    if adapters:
+        raise ValueError(
+            f"{folder}: {adapters[0]} says that this is an adapter (LoRA), a change of another model. Merge the two "
+            "where it was made (diffusers: fuse_lora, peft: merge_and_unload), save the result, and load that."
+        )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = _read_json(index).get("weight_map")
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else {"?"}
+        for name in sorted(names):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UnsafeModelError(f"{index}: it names {name!r}, which is no safetensors file of its folder.")
+            if not (folder / name).is_file():
+                raise ValueError(f"{index}: its file {name} is not there; fetch the whole model.")
     if next(folder.glob("*.safetensors"), None) is None:
         pickled = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for p in folder.glob(s))
         if pickled:

@@ -52,7 +52,7 @@ def steer(model: Any, direction: Direction, strength: Strength) -> Iterator[None
 
             undo.callback(root.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for name, (module, vector) in layers.items():
-            undo.callback(_hook(name, module, direction.at[name], vector, now))
+            undo.callback(_hook(name, module, direction.at[name], direction.kind[name], vector, now))
         yield
 
 
@@ -89,15 +89,15 @@ def _layers(model: Any, direction: Direction) -> tuple[nn.Module, dict[str, tupl
     return model, found
 
 
-def _hook(name: str, module: nn.Module, at: str, vector: Tensor, now: dict[str, Any]) -> Callable[[], None]:
+def _hook(name: str, module: nn.Module, at: str, kind: str, vector: Tensor, now: dict[str, Any]) -> Callable[[], None]:
     def add(h: Tensor) -> Tensor:
         strength = now["strength"]
         if strength is None or (not isinstance(strength, Tensor) and strength == 0):
             return h  # bit for bit
-        units = h.shape[-1] if h.ndim in (2, 3) else h.shape[1]
-        if units != len(vector):
-            raise ValueError(f"steer: {name} has {units} units and its vector {len(vector)}.")
-        tail = h.ndim - 2 if h.ndim > 3 else 0  # (n, c, h, w) counts units in front, (n, t, d) behind
+        dim = 1 if kind == "map" else h.ndim - 1
+        if h.shape[dim] != len(vector):
+            raise ValueError(f"steer: {name} has {h.shape[dim]} units and its vector {len(vector)}.")
+        tail = h.ndim - 1 - dim
         v = vector.to(h.device, h.dtype).view(-1, *[1] * tail)
         if isinstance(strength, Tensor):
             strength = strength.to(h.device, h.dtype)

@@ -21,6 +21,7 @@ __all__ = ["Direction", "direction", "unit_means"]
 
 FORMAT = "balanced-rep direction 1"
 METADATA_KEY = "balanced_rep_direction"
+Kind = Literal["features", "map", "tokens"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +31,13 @@ class Direction:
     Attributes:
         vectors: Layer to vector over its units (channels or features), float32 `(units,)`.
         at: Layer to whether its input or its output is meant.
+        kind: Layer to its layout, which says where its units are, see `Tap`.
         sigma: Noise level at which the representations were taken.
     """
 
     vectors: dict[str, Tensor]
     at: dict[str, Literal["input", "output"]]
+    kind: dict[str, Kind]
     sigma: float
 
     def __repr__(self) -> str:
@@ -60,7 +63,8 @@ class Direction:
         """
         if missing := [name for name in layers if name not in self.vectors]:
             raise ValueError(f"direction has no vector for {missing}; it has {', '.join(self.vectors)}.")
-        return replace(self, vectors={n: self.vectors[n] for n in layers}, at={n: self.at[n] for n in layers})
+        picked = ({n: found[n] for n in layers} for found in (self.vectors, self.at, self.kind))
+        return replace(self, **dict(zip(("vectors", "at", "kind"), picked, strict=True)))
 
     def save(self, path: str | Path) -> None:
         """Writes the direction to a safetensors file.
@@ -70,7 +74,7 @@ class Direction:
         """
         from safetensors.torch import save
 
-        about = {"format": FORMAT, "at": self.at, "sigma": self.sigma}
+        about = {"format": FORMAT, "at": self.at, "kind": self.kind, "sigma": self.sigma}
         tensors = {name: v.cpu().contiguous() for name, v in self.vectors.items()}
         Path(path).write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(about)}))
 
@@ -95,9 +99,10 @@ class Direction:
                 vectors = {name: file.get_tensor(name) for name in about["at"]}
             if about["format"] != FORMAT:
                 raise ValueError(f"format {about['format']!r}")
+            kinds = {name: about["kind"][name] for name in about["at"]}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a direction that this version reads ({error!r}).") from error
-        return cls(vectors, about["at"], float(about["sigma"]))
+        return cls(vectors, about["at"], kinds, float(about["sigma"]))
 
 
 def direction(
@@ -140,9 +145,11 @@ def direction(
     if negative is not None:
         others = unit_means(D, negative, names, sigma=sigma, cond=negative_cond, seed=seed, batch_size=batch_size)
         means = {name: means[name] - others[name] for name in names}
+    taps = {name: D.layers[name] for name in names}
     return Direction(
-        {n: v.float() for n, v in means.items()}, {name: D.layers[name].at for name in names}, float(sigma)
-    )
+        {n: v.float() for n, v in means.items()}, {n: tap.at for n, tap in taps.items()},
+        {n: tap.kind for n, tap in taps.items()}, float(sigma),
+    )  # fmt: skip
 
 
 @torch.no_grad()

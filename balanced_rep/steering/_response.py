@@ -46,7 +46,12 @@ class Response:
         """Largest second difference over the range, `(n,)`: 0 for a straight line, 2 for a spike; NaN for a flat one.
 
         Strengths have to be equally spaced.
+
+        Raises:
+            ValueError: If there are fewer than three.
         """
+        if len(self.strengths) < 3:
+            raise ValueError(f"roughness: needs three strengths or more, got {len(self.strengths)}.")
         return self.values.diff(n=2, dim=0).abs().amax(dim=0) / self.range
 
     @property
@@ -159,7 +164,8 @@ def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, s
     total: list[Tensor] = []
 
     def keep(name: str, h: Tensor) -> None:
-        pooled = h.flatten(2).mean(dim=2) if h.ndim > 3 else h.mean(dim=1) if h.ndim == 3 else h
+        kind = direction.kind[name]
+        pooled = h.flatten(2).mean(dim=2) if kind == "map" else h.flatten(1, -2).mean(dim=1) if kind == "tokens" else h
         total.append(pooled @ direction.vectors[name].to(h.device, h.dtype))
 
     def listen(name: str, at: str) -> Any:

@@ -202,7 +202,7 @@ def column_scale(X: Tensor, *, sigma: float, lam: float, copies: Tensor | None =
         copies: m, ``(N,)``; default: one each.
 
     Returns:
-        r, ``(N,)``; 0 for a sample below the memorization threshold.
+        r, ``(N,)``; 0 for a sample below the memorization threshold, that is zero, or that occurs 0 times.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -211,8 +211,8 @@ def column_scale(X: Tensor, *, sigma: float, lam: float, copies: Tensor | None =
     check_scales(sigma, lam)
     m = sample_weights(X, copies, normalise=False)
     square = X.double().square().sum(dim=1)
-    r2 = (square - m.sum() * lam / m).clamp_min(0) / (square.square() + sigma**2 * square)
-    return torch.where(square > 0, r2, 0.0).sqrt().to(X.dtype)
+    kept = (1 - m.sum() * lam / m / square).clamp_min(0)  # over square once: its square can leave the range
+    return torch.where((square > 0) & (m > 0), kept / (square + sigma**2), 0.0).sqrt().to(X.dtype)
 
 
 def memorization_threshold(X: Tensor, *, lam: float, n: int) -> Tensor:

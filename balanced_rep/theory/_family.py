@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from balanced_rep.models import ReLUDAE, Tap
+from balanced_rep.models._edm import _noise_level
 from balanced_rep.theory._train import train_dae
 
 __all__ = ["DAEFamily", "geometric_levels", "train_family"]
 
 
 class DAEFamily(nn.Module):
-    """A `Denoiser` that uses, at each noise level, the autoencoder that was made for the nearest one."""
+    """A `Denoiser` that uses, at each noise level, the autoencoder that was made for the nearest one.
+
+    The representation of the one in use is the output of the submodule `act`.
+    """
 
     def __init__(self, models: Sequence[ReLUDAE]) -> None:
         """Takes the autoencoders.
 
         Args:
-            models: At least one, of one sample shape, for different noise levels.
+            models: At least one, of one sample shape and number of units, for different noise levels.
 
         Raises:
             ValueError: If there is none, or shapes differ.
         """
         super().__init__()
-        if not models or len({m.sample_shape for m in models}) != 1 or len({m.sigma for m in models}) != len(models):
+        shapes = {(m.sample_shape, m.W1.shape) for m in models}
+        if len(shapes) != 1 or len({m.sigma for m in models}) != len(models):
             raise ValueError(
-                "DAEFamily: needs autoencoders of one sample shape for different noise levels, at least one."
+                "DAEFamily: needs autoencoders of one sample shape and number of units for different noise levels, at "
+                "least one."
             )
         self.members = nn.ModuleList(sorted(models, key=lambda m: m.sigma))
         self.sample_shape, self.data_range = models[0].sample_shape, models[0].data_range
         self.sigmas = [m.sigma for m in sorted(models, key=lambda m: m.sigma)]
         self.sigma_range = (self.sigmas[0], self.sigmas[-1])
+        self.act = nn.Identity()
 
     @property
     def layers(self) -> Mapping[str, Tap]:
-        """The hidden layer of each autoencoder; only that of the one in use is run."""
-        units = [m.W1.shape[1] for m in self.members]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-        return {
-            f"members.{i}.act": Tap(f"hidden representation at sigma {s:g}, (batch, {units[i]})")
-            for i, s in enumerate(self.sigmas)
-        }
+        """The one tap: the hidden layer of the autoencoder in use."""
+        units = self._member(0).W1.shape[1]
+        return {"act": Tap(f"hidden representation of the autoencoder for the noise level, (batch, {units})")}
 
     @property
     def null_condition(self) -> None:
@@ -51,25 +55,32 @@ class DAEFamily(nn.Module):
         return None
 
     def forward(self, y: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
-        """Denoises a batch of one noise level.
+        """Denoises a batch.
 
         Args:
             y: Noisy samples, `(batch, *sample_shape)`.
-            sigma: Their noise level: a number, or a tensor of equal ones.
+            sigma: Noise level: a number, or a tensor `(batch,)`.
             cond: Only `None`.
 
         Returns:
             Denoised samples.
 
         Raises:
-            ValueError: Noise levels of the batch differ.
+            ValueError: A condition is given.
         """
-        if isinstance(sigma, Tensor):
-            if sigma.numel() > 1 and not bool((sigma == sigma.flatten()[0]).all()):
-                raise ValueError("DAEFamily: one noise level per call; each has an autoencoder of its own.")
-            sigma = float(sigma.flatten()[0])
-        nearest = min(range(len(self.sigmas)), key=lambda i: abs(math.log(self.sigmas[i] / sigma)))
-        return self.members[nearest](y, sigma, cond)
+        if cond is not None:
+            raise ValueError("This denoiser is unconditional: call it with cond=None.")
+        levels = _noise_level(y, sigma).double().log()
+        table = torch.tensor(self.sigmas, dtype=torch.float64, device=y.device).log()
+        nearest = (levels[:, None] - table).abs().argmin(dim=1)
+        rows = [(self._member(i), (nearest == i).nonzero().flatten()) for i in nearest.unique().tolist()]
+        order = torch.cat([index for _, index in rows]).argsort() if rows else nearest
+        h = self.act(torch.cat([m.represent(y[index]) for m, index in rows])[order] if rows else y.flatten(1))
+        parts = [(h[index] @ m.W2.T).reshape(-1, *self.sample_shape) for m, index in rows]
+        return torch.cat(parts)[order] if rows else y
+
+    def _member(self, i: int) -> ReLUDAE:
+        return cast(ReLUDAE, self.members[i])
 
 
 def train_family(

@@ -86,20 +86,23 @@ def sampled_loss(
     return _mean(error, weights) + lam * (W1.square().sum() + W2.square().sum())
 
 
-def lam_from_weight_decay(weight_decay: float, d: int) -> float:
+def lam_from_weight_decay(weight_decay: float, d: int, *, tied: bool = False) -> float:
     """The penalty that a coupled weight decay amounts to when the loss is ``torch.nn.MSELoss`` (mean over entries).
 
     The mean over entries divides the squared error by d, and the gradient of ``wd / 2 |W|^2`` is ``wd W``, so that
-    ``lam = d wd / 2``. Not valid for AdamW, whose decay is decoupled from the loss.
+    ``lam = d wd / 2``. A single parameter that is encoder and decoder is decayed once where the objective counts it
+    twice, so that ``lam = d wd / 4``. Not valid for AdamW, whose decay is decoupled from the loss.
 
     Args:
         weight_decay: The optimizer's argument.
         d: Entries of a sample.
+        tied: Encoder and decoder are one parameter. Two parameters over the same memory, as in the paper's code, are
+            not: each is decayed.
 
     Returns:
         The penalty of Equation 6.
     """
-    return d * weight_decay / 2
+    return d * weight_decay / (4 if tied else 2)
 
 
 def train_dae(

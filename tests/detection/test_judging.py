@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score, roc_curve
-from torch import Tensor
+from torch import Tensor, nn
 
 from balanced_rep import detection
 from balanced_rep.detection import Detector, Scores, calibrate, compare, evaluate, least_calibration_size, threshold
 from balanced_rep.detection._intervals import area_under_curve, binomial_interval
-from balanced_rep.models import digits, digits_data
+from balanced_rep.models import Tap, digits, digits_data
 
 F64 = torch.float64
 
@@ -267,9 +267,51 @@ def test_the_direction_is_chosen_on_one_part_and_not_on_the_other(labelled: tupl
     assert kept.held_out.auc < 0.1
 
 
+class Overflowing(nn.Module):
+    """Two representations: one never finite, one the sample itself."""
+
+    data_range, sigma_range, sample_shape, null_condition = (-99.0, 99.0), (0.01, 1.0), (4,), None
+    layers = {"good": Tap("the sample"), "bad": Tap("infinite")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good, self.bad = nn.Identity(), nn.Identity()
+
+    def forward(self, y: Tensor, sigma: float | Tensor, cond: None = None) -> Tensor:
+        h = self.good(y)
+        self.bad(torch.full_like(h, torch.inf))
+        return h
+
+
+def test_a_layer_that_overflows_is_not_chosen_and_spoils_no_other() -> None:
+    x, labels = torch.randn(150, 4, generator=gen(0)), torch.tensor([1] * 30 + [0] * 120)
+    x[:30] *= 4
+    table = detection.get("representation_std")(Overflowing(), x, sigma=[0.1, 0.2])
+    assert table.values.isfinite().all(dim=2).tolist() == [[True, True], [False, False]]
+    assert set(table.status) == {"activation of bad is not finite"}
+    assert set(table.at(0, 1).status) == {"ok"}
+    assert (table.at(0, 1).layers, table.at(0, 1).sigmas) == (("good",), (0.2,))
+    found = calibrate("representation_std", Overflowing(), x, labels, sigmas=(0.1, 0.2), fpr=0.05, confidence=0.9)
+    assert (found.detector.layer, found.held_out.n_failed) == ("good", 0)
+    assert found.selection.isnan().tolist() == [[False, False], [True, True]]
+    row = detection.table1(Overflowing(), x[:30], x[30:], sigma=0.1, methods=["representation_std"]).rows[0]
+    assert (row.setting, row.evaluation.n_failed) == ("good, sigma 0.1, high", 0)
+    with pytest.raises(ValueError, match=r"has scores of one class only.*activation of bad is not finite"):
+        calibrate(
+            "representation_std", Overflowing(), x, labels, layers=["bad"], sigmas=[0.1], fpr=0.05, confidence=0.9
+        )
+    with pytest.raises(ValueError, match=r"150 samples and labels \(149,\); one each is needed"):
+        calibrate("representation_std", Overflowing(), x, labels[1:], sigmas=[0.1])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"threshold": {**vars(threshold(torch.arange(300.0), direction="high")), "value": math.nan}},
+            "threshold is nan",
+        ),
+        ({"sigma": math.nan}, "its sigma is nan, which flags nothing"),
         ({"format": "other"}, "its format is not"),
         ({"score": "nothing"}, "no score 'nothing'"),
         ({"direction": "up"}, "direction is 'up'"),

@@ -185,6 +185,10 @@ def test_nemo(toy, prompts: Tensor) -> None:
     assert got.forwards == 0
     count = detection.get("nemo", reduce="count", theta=2.0)(toy, cond=unusual, reference=others)
     torch.testing.assert_close(count.values, (z > 2).sum(1).double())
+    seen: list[int] = []
+    toy.value.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    detection.get("nemo")(toy, cond=prompts, reference=others.repeat(3, 1, 1))
+    assert seen == [64, 64, 22, 7]  # the reference is not put through at once
 
 
 def test_nemo_of_weights_in_half_precision(toy, prompts: Tensor) -> None:

@@ -365,6 +365,42 @@ def test_a_whole_pipeline_saved_and_loaded(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_weights_in_several_files(models, tmp_path: Path) -> None:
+    chain = tmp_path / "scheduler"
+    scheduler("dit").save_pretrained(chain)
+    models["dit"].net.save_pretrained(tmp_path / "net", safe_serialization=True, max_shard_size="200KB")
+    index = tmp_path / "net" / "diffusion_pytorch_model.safetensors.index.json"
+    text = index.read_text()
+    name = sorted(json.loads(text)["weight_map"].values())[0]
+    assert list(load(tmp_path / "net", scheduler=chain).layers) == list(models["dit"].layers)
+    for wrong in ("../elsewhere.safetensors", "/etc/x.safetensors", "weights.bin", ""):
+        index.write_text(text.replace(name, wrong))
+        with pytest.raises(UnsafeModelError, match="which is no safetensors file of its folder"):
+            load(tmp_path / "net", scheduler=chain)
+    for wrong, error in (
+        (text.replace(name, "gone.safetensors"), "gone.safetensors is not there"),
+        ("{}", "names '[?]'"),
+    ):
+        index.write_text(wrong)
+        with pytest.raises(ValueError, match=error):
+            load(tmp_path / "net", scheduler=chain)
+    index.write_text(text)
+    (tmp_path / "net" / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"adapter_config.json says that this is an adapter \(LoRA\).*merge_and_unload"
+    ):
+        load(tmp_path / "net", scheduler=chain)
+
+
+def test_a_text_encoder_of_unknown_class(tmp_path: Path) -> None:
+    for part in ("tokenizer", "text_encoder"):
+        (tmp_path / part).mkdir()
+    for kinds in (None, [], "CLIPTextModel", ["CLIPTextModel", 5], ["T5EncoderModel"]):
+        (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"architectures": kinds}))
+        with pytest.raises(ValueError, match=r"the text encoder is .*; known is CLIPTextModel"):
+            br.models.encode_prompts(tmp_path, ["a"])
+
+
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     command = r'hf download CompVis/stable-diffusion-v1-4 --include "\*.json" .* --local-dir stable-diffusion-v1-4'
     with pytest.raises(FileNotFoundError, match=command):

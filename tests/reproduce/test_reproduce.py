@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from balanced_rep.commands.reproduce import reproduce as command
+from balanced_rep.commands import reproduce as shell
 from balanced_rep.models import digits_data
 from balanced_rep.reproduce import EXPERIMENTS, Claim, Figure, Part, Settings, Table, reproduce
 from balanced_rep.reproduce import _run as module
@@ -19,7 +19,7 @@ from balanced_rep.reproduce._figures import bars, curves, histograms, image_grid
 from balanced_rep.reproduce._page import page
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(command)
+app.command()(shell.reproduce)
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=1>"
 
@@ -119,6 +119,22 @@ def test_one_experiment_by_the_command(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["--quick", "--only", "nothing", "--out", str(tmp_path)])
     assert wrong.exit_code == 1
     assert "no experiment" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--quick", "--only", "unet"], "missing: diffusers. pip install 'balanced-rep[models]'"),
+        ([], "missing: diffusers. pip install 'balanced-rep[models]'; or run with --quick"),
+    ],
+)
+def test_what_an_experiment_needs_is_said_first(
+    arguments: list[str], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "find_spec", lambda name: None if name == "diffusers" else name)
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert " ".join(done.stderr.split()) == f"error: {missing}"
 
 
 @pytest.mark.slow

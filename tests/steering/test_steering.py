@@ -106,7 +106,8 @@ def test_maps_and_tokens_are_averaged(tmp_path: Path) -> None:
         torch.testing.assert_close(found.vectors["second"], h.mean((0, 2, 3)), rtol=0.05, atol=0.02)
     found.save(tmp_path / "v.safetensors")
     again = Direction.load(tmp_path / "v.safetensors")
-    assert (again.at, again.sigma) == (found.at, found.sigma)
+    assert (again.at, again.kind, again.sigma) == (found.at, found.kind, found.sigma)
+    assert found.kind == {"second": "map", "tokens": "tokens", "features": "features"}
     assert all(torch.equal(again.vectors[n], found.vectors[n]) for n in found.vectors)
     assert list(found.only(["tokens"]).vectors) == ["tokens"]
     with pytest.raises(ValueError, match="has no vector for \\['other'\\]"):
@@ -145,12 +146,12 @@ def test_what_is_added_is_strength_times_vector() -> None:
     h = model.first(x).tanh()
     t = model.tokens(h.flatten(2).transpose(1, 2))
     strengths = torch.tensor([0.0, 0.5, 2.0])
-    with steer(model, Direction({"second": v}, {"second": "input"}, 1.0), strengths):
+    with steer(model, Direction({"second": v}, {"second": "input"}, {"second": "map"}, 1.0), strengths):
         got = model(x, 1.0)
     moved = h + strengths.view(-1, 1, 1, 1) * v.view(1, 3, 1, 1)
     plain = model(x, 1.0)
     torch.testing.assert_close(got, plain - model.second(h) + model.second(moved))
-    with steer(model, Direction({"tokens": v}, {"tokens": "output"}, 1.0), 0.7):
+    with steer(model, Direction({"tokens": v}, {"tokens": "output"}, {"tokens": "tokens"}, 1.0), 0.7):
         got = model(x, 1.0)
     moved_t = t + 0.7 * v
     want = (
@@ -159,8 +160,12 @@ def test_what_is_added_is_strength_times_vector() -> None:
         + model.features(moved_t.mean(1)).sum(1).view(-1, 1, 1, 1)
     )
     torch.testing.assert_close(got, want)
-    with steer(model, Direction({"features": v}, {"features": "output"}, 1.0), 2.0):
+    with steer(model, Direction({"features": v}, {"features": "output"}, {"features": "features"}, 1.0), 2.0):
         torch.testing.assert_close(model(x, 1.0), plain + 2 * v.sum())
+    signal = torch.zeros(2, 3, 3)  # (n, channels, length) looks like tokens and is a map
+    for kind, want in (("map", v.view(1, 3, 1)), ("tokens", v)):
+        with steer(layer := nn.Identity(), Direction({"": v}, {"": "output"}, {"": kind}, 1.0), 1.0):
+            torch.testing.assert_close(layer(signal), want.expand(2, 3, 3))
 
 
 @torch.no_grad()
@@ -193,12 +198,12 @@ def test_a_strength_that_depends_on_the_noise_level(D: Any, towards: Direction) 
 
 
 def test_what_does_not_fit(D: Any, towards: Direction) -> None:
-    wrong = Direction({LAYER: torch.ones(5)}, {LAYER: "output"}, 0.2)
+    wrong = Direction({LAYER: torch.ones(5)}, {LAYER: "output"}, {LAYER: "features"}, 0.2)
     with pytest.raises(ValueError, match="has 128 units and its vector 5"), steer(D, wrong, 1.0):
         D(start(1), 0.5)
     with (
         pytest.raises(ValueError, match="no layer 'nowhere'"),
-        steer(D, Direction({"nowhere": torch.ones(1)}, {"nowhere": "output"}, 1), 1.0),
+        steer(D, Direction({"nowhere": torch.ones(1)}, {"nowhere": "output"}, {"nowhere": "map"}, 1), 1.0),
     ):
         pass
     with pytest.raises(ValueError, match="3 strengths for a batch of 2"), steer(D, towards, torch.ones(3)):
@@ -318,6 +323,10 @@ def test_measures_of_a_curve() -> None:
     torch.testing.assert_close(found.onset()[:2], torch.tensor([0.1, 0.525], dtype=F64))
     torch.testing.assert_close(found.onset(0.5)[:2], torch.tensor([0.5, 0.625], dtype=F64))
     assert found.onset().isnan().tolist() == [False, False, True]
+    two = steering.Response(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [1.0]]))
+    assert two.jump == 1
+    with pytest.raises(ValueError, match="needs three strengths or more, got 2"):
+        _ = two.roughness
 
 
 def test_response_is_the_coordinate_along_the_direction(D: Any, towards: Direction, eights_and_threes) -> None:

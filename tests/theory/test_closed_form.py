@@ -267,6 +267,12 @@ def test_dtype_units_and_order() -> None:
     torch.testing.assert_close(found.W[:, :6].norm(dim=0), r * X.norm(dim=1))
 
 
+def test_column_scale_of_extreme_samples() -> None:
+    X = torch.tensor([[0.0], [1e-150], [1.0], [1e90]], dtype=F64)
+    r = column_scale(X, sigma=0.5, lam=0.0, copies=torch.tensor([1, 1, 0, 1]))
+    torch.testing.assert_close(r, torch.tensor([0.0, 2.0, 0.0, 1e-90], dtype=F64), rtol=1e-12, atol=0)
+
+
 def test_separability_and_its_bound() -> None:
     simplex = torch.eye(4, dtype=F64) - 0.25
     s = separability(simplex)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from balanced_rep.detection import get
 from balanced_rep.models import Denoiser, digits_data, sample
 from balanced_rep.theory import DAEFamily, geometric_levels, separable_subset, train_family
 
@@ -23,7 +24,13 @@ def test_autoencoders_of_many_noise_levels_give_back_what_they_stored() -> None:
     assert (cosine.amax(1) > 0.98).double().mean() > 0.65  # the others end between two
     assert cosine.argmax(1).bincount(minlength=5).min() >= 10
     assert torch.equal(family(X, 0.06), family.members[0](X))
-    with pytest.raises(ValueError, match="one noise level per call"):
-        family(X, torch.tensor([0.1, 1.0, 1.0, 1.0, 1.0]))
+    mixed = torch.tensor([1.0, 0.06, 6.0, 0.06, 1.2])
+    want = torch.cat([family(x[None], float(s)) for x, s in zip(X, mixed, strict=True)])
+    torch.testing.assert_close(family(X, mixed), want)
+    scores = get("representation_std")(
+        family, X.clamp(-1, 1), sigma=[0.05, 0.5]
+    )  # all layers, several noise levels in a call
+    assert scores.values.shape == (1, 2, 5)
+    assert scores.ok.all()
     with pytest.raises(ValueError, match="at least one"):
         DAEFamily([])

@@ -177,6 +177,10 @@ def test_weight_decay_is_a_penalty() -> None:
     B = W.clone().requires_grad_()
     ours = gradient(sampled_loss(B, W, X, X, sigma=0.0, lam=lam_from_weight_decay(wd, d)), B)
     torch.testing.assert_close(decayed, ours / d)
+    A, B = W.clone().requires_grad_(), W.clone().requires_grad_()  # one parameter that is both
+    decayed = gradient(torch.nn.MSELoss()(torch.relu(X @ A) @ A.T, X), A) + wd * A.detach()
+    ours = gradient(sampled_loss(B, B, X, X, sigma=0.0, lam=lam_from_weight_decay(wd, d, tied=True)), B)
+    torch.testing.assert_close(decayed, ours / d)
 
 
 def test_same_seed_same_model_and_untouched_generator(five: Tensor) -> None:
