@@ -3,7 +3,8 @@ r"""What is known of the error of a decomposition, from what was computed anyway
 Three ways, by what a matrix allows. *Difference*: with V orthonormal and S from A V in full precision,
 :math:`\|A - U S V^H\|^2 = \|A\|^2 - \sum s_i^2`, free of cost, until it drowns in the rounding of both terms.
 *Measured*: the difference itself, entry by entry, for matrices that the first way says are reproduced to three digits
-and more. *Probes*: for operators of unknown norm; p Gaussian vectors g that no other step has seen. Their mean q of
+and more. *Probes*: for operators of unknown norm; p Gaussian vectors g that no step which chooses anything has seen.
+Their mean q of
 :math:`\|(A - U S V^H) g\|^2` estimates the squared error E without bias, and :math:`P(q \le \tau E) \le \exp(\tfrac p2
 (1 - \tau + \ln \tau))` (Chernoff's bound for a weighted sum of chi-squares, largest for a single weight). :math:`\tau`
 is chosen so that this is 1e-3; as :math:`\|A\|^2 = \sum s_i^2 + E`, a bound on E bounds the relative error.
@@ -26,7 +27,9 @@ PROBES = 10
 RISK = 1e-3  # that a bound from probes does not hold
 
 
-def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def by_difference(
+    norm_squared: Tensor, S: Tensor, dtype: torch.dtype, amplified: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Relative error in the Frobenius norm from norms alone, and whether it is tight.
 
     Both terms are float64 sums over products that were rounded to ``dtype``. Their errors mostly cancel in large
@@ -37,13 +40,14 @@ def by_difference(norm_squared: Tensor, S: Tensor, dtype: torch.dtype) -> tuple[
         norm_squared: Squared norms ``(B,)``.
         S: Singular values ``(B, k)``.
         dtype: Precision of the last pass.
+        amplified: Factors ``(B,)`` by which the norms are less accurate than that.
 
     Returns:
         Errors, float64 ``(B,)``, and flags ``(B,)``.
     """
     share = 1 - S.square().sum(-1) / torch.where(norm_squared > 0, norm_squared, 1.0)
     share = torch.where(norm_squared > 0, share.clamp_min(0), 0.0)
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(dtype).eps * (torch.ones_like(share) if amplified is None else amplified)
     tight = (share >= 64 * eps) | (norm_squared == 0)
     return torch.where(tight, share, share + 8 * eps).sqrt(), tight
 

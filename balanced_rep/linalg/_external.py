@@ -16,7 +16,7 @@ from balanced_rep.linalg._small import double
 
 __all__ = ["Centred", "External", "Turned", "is_operator"]
 
-CANCELLED = 10  # ratio of squared norms with and without the means, up to which their difference is trusted
+CANCELLED = 1 / 64  # relative error of the norm less the means, from which probes are taken instead
 TRANSPOSES = ("mH", "H", "adjoint", "mT", "T")
 
 
@@ -41,6 +41,8 @@ class External:
 
     separable = False
     norm_squared: Tensor | None
+    variation: Tensor | None  # squared norm of a sparse matrix less the means of its columns
+    amplified: Tensor | None = None  # factor by which norm_squared is less accurate than the dtype
 
     def __init__(self, A: Any, check_finite: bool = True) -> None:
         shape = tuple(int(s) for s in A.shape or ())
@@ -61,9 +63,13 @@ class External:
         self.device = torch.device(getattr(A, "device", None) or "cpu")
         self.norm_squared, self.columns = None, 0
         self.exponent = torch.zeros(self.batch, dtype=torch.int32, device=self.device)
-        if (entries := _stored_magnitudes(A)) is not None:
-            exponent = self.scale(entries.amax().reshape(1) if entries.numel() else entries.new_zeros(1))
-            self.norm_squared = scaled_by(entries.reshape(1, 1, -1), -exponent).square().sum((-2, -1))
+        self.variation = None
+        if (entries := _stored_entries(A)) is not None:
+            where, values = entries
+            largest = values.abs().amax() if values.numel() else values.new_zeros(()).abs()
+            values = scaled_by(values.reshape(1, 1, -1), -self.scale(largest.reshape(1)))[:, 0]
+            self.norm_squared = values.abs().square().sum(-1)
+            self.variation = _variation(values[0], where, self.long, self.short).reshape(1)
 
     def scale(self, largest: Tensor) -> Tensor:
         """Divides the operator by a power of two where its numbers are so large or small that squares leave the range.
@@ -150,6 +156,7 @@ class Turned:
         self.inner = inner
         self.batch, self.long, self.short = inner.batch, inner.short, inner.long
         self.dtype, self.device, self.norm_squared = inner.dtype, inner.device, inner.norm_squared
+        self.amplified = inner.amplified
 
     @property
     def columns(self) -> int:
@@ -174,7 +181,11 @@ class Turned:
 
 
 class Centred:
-    """``A - 1 mean``: an operator less the means of its columns, without forming it."""
+    """``P A`` with ``P = I - 1 1^T / m``: an operator less the means of its columns, without forming it.
+
+    The means themselves are not taken: as sums over all rows in the precision of A they would be the least accurate
+    numbers here, and what they miss of large ones would come out as the first singular triple.
+    """
 
     separable = False
 
@@ -182,14 +193,13 @@ class Centred:
         self._inner = inner
         self.batch, self.long, self.short = inner.batch, inner.long, inner.short
         self.dtype, self.device = inner.dtype, inner.device
-        ones = torch.ones((inner.batch, 1, inner.long), dtype=double(inner.dtype), device=inner.device)
-        self._mean = inner.adjoint(ones).to(double(inner.dtype)) / inner.long  # (B, 1, n)
-        self.norm_squared = None
-        if inner.norm_squared is not None:
-            rest = inner.norm_squared - inner.long * self._mean.abs().square().sum((-2, -1))
-            # Behind large means the difference of the two is rounding of the products: the norm is not known then.
-            if bool((inner.norm_squared <= CANCELLED * rest).all()):
-                self.norm_squared = rest
+        self.norm_squared = self.amplified = None
+        self._largest = [0.0, 0.0]  # norms of images, with and without their means
+        if inner.norm_squared is not None and inner.variation is not None:
+            # Products are rounded relatively to what is subtracted.
+            larger = torch.where(inner.norm_squared > 0, inner.norm_squared / inner.variation, 1.0)
+            if bool((larger * torch.finfo(inner.dtype).eps < CANCELLED).all()):
+                self.norm_squared, self.amplified = inner.variation, larger.clamp_min(1)
 
     @property
     def columns(self) -> int:
@@ -198,19 +208,29 @@ class Centred:
 
     def scale(self, largest: Tensor) -> Tensor:
         """As of the operator itself."""
-        exponent = self._inner.scale(largest)
-        self._mean = scaled_by(self._mean, -exponent)
-        return exponent
+        return self._inner.scale(largest)
 
     def forward(self, R: Tensor) -> Tensor:
-        """``R (A - 1 mean)^H``."""
-        R = R.to(self._mean.dtype)
-        return (self._inner.forward(R) - R @ self._mean.mH).to(self.dtype)
+        """``R (P A)^H``."""
+        Z = self._inner.forward(R)
+        rest = self._less_mean(Z)
+        norms = (float(torch.linalg.vector_norm(X)) for X in (Z, rest))
+        self._largest = [max(pair) for pair in zip(self._largest, norms, strict=True)]
+        return rest.to(self.dtype)
 
     def adjoint(self, Z: Tensor) -> Tensor:
-        """``Z (A - 1 mean)``."""
-        Z = Z.to(self._mean.dtype)
-        return self._inner.adjoint(Z) - Z.sum(-1, keepdim=True) @ self._mean
+        """``Z P A``."""
+        return self._inner.adjoint(self._less_mean(Z))
+
+    def _less_mean(self, Z: Tensor) -> Tensor:
+        Z = Z.to(double(Z.dtype))
+        return Z - Z[..., : self.long].mean(-1, keepdim=True)
+
+    @property
+    def lost(self) -> float:
+        """Share of the deviations from the means that rounding of the products takes."""
+        whole, rest = self._largest
+        return torch.finfo(self.dtype).eps * whole / rest if rest > 0 else 0.0
 
     def select(self, index: Tensor) -> Centred:
         """All of it."""
@@ -245,13 +265,21 @@ def _torch_dtype(dtype: Any) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
 
 
-def _stored_magnitudes(A: Any) -> Tensor | None:
-    """Magnitudes of the entries of a sparse matrix, float64 ``(nnz,)``; None for an operator, which shows none."""
+def _variation(values: Tensor, where: Tensor, m: int, n: int) -> Tensor:
+    """Squared norm of a sparse matrix less the means of its columns, by deviations, which do not cancel."""
+    mean = values.new_zeros(n).index_add(0, where, values) / max(m, 1)
+    zeros = m - torch.bincount(where, minlength=n)
+    return (values - mean[where]).abs().square().sum() + (zeros * mean.abs().square()).sum()
+
+
+def _stored_entries(A: Any) -> tuple[Tensor, Tensor] | None:
+    """Columns and values ``(nnz,)``, in double precision, of a sparse matrix; None for an operator."""
     if isinstance(A, Tensor):
-        values = A.coalesce().values() if A.layout == torch.sparse_coo else A.values()
-        return values.detach().to(double(values.dtype)).abs().flatten()
+        coo = A.detach().to_sparse_coo().coalesce()
+        return coo.indices()[1], coo.values().to(double(A.dtype))
     if type(A).__module__.startswith("scipy.sparse") and hasattr(A, "nnz"):
-        copy = A.tocoo(copy=True)
-        copy.sum_duplicates()
-        return torch.from_numpy(np.abs(copy.data.astype(np.complex128)))
+        coo = A.tocoo(copy=True)
+        coo.sum_duplicates()
+        values = torch.from_numpy(coo.data)
+        return torch.from_numpy(coo.col).long(), values.to(double(values.dtype))
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from balanced_rep.linalg._small import double, gaussian, positive_pivots, real
 
 __all__ = ["operator_svd"]
 
+DROWNED = 0.01  # share of the deviations from column means that may be rounding
 PROBE_STREAM = 2**20  # apart from those of the search
 
 
@@ -46,7 +48,14 @@ def operator_svd(A: Any, options: Options) -> SVDResult:
                 result = dense_svd(_dense(M), replace(options, center=False))
                 note = f"from the whole matrix: the iteration came near its size before tol={options.tol}"
                 result = SVDResult(*result, info=replace(result.info, notes=(*result.info.notes, note)))
-    info = replace(result.info, passes=torch.full_like(result.info.rounds, inner.columns))
+    notes = result.info.notes
+    if isinstance(M, Centred) and M.lost > DROWNED:
+        notes = (
+            *notes,
+            f"means are so large that rounding to {M.dtype} takes {M.lost:.1g} of the deviations from them",
+        )
+        warnings.warn(f"randomized_svd: {notes[-1]}; take an operator in float64", UserWarning, stacklevel=3)
+    info = replace(result.info, passes=torch.full_like(result.info.rounds, inner.columns), notes=notes)
     U, S, Vh = result
     triple = [U, torch.ldexp(S, inner.exponent.unsqueeze(-1)), Vh]
     if not inner.stacked:
@@ -67,21 +76,25 @@ def _dense(A: External | Centred) -> Tensor:
 def _iterated(A: External | Centred, plan: Plan, options: Options) -> SVDResult:
     M = A if A.long >= A.short else Turned(A)
     items = torch.arange(M.batch, device=M.device) + options.item
-    total, G, image = M.norm_squared, None, None
+    total, probed = M.norm_squared, None
     if total is None:
-        G = gaussian(items, PROBES, M.short, seed=options.seed, stream=PROBE_STREAM, dtype=double(M.dtype))
-        image = M.forward(G).to(G.dtype)
+        G, image = _probed(M, items, options, PROBE_STREAM)
         image = scaled_by(image, -M.scale(image.abs().amax((-2, -1))))
-        total = image.abs().square().sum((-2, -1)) / PROBES
+        total, probed = image.abs().square().sum((-2, -1)) / PROBES, (G, image)
     found = search(
         M, plan.k, keep=plan.k, block=plan.block, rounds=plan.rounds, tol=options.tol, items=items,
         seed=options.seed, norm_squared=total,
     )  # fmt: skip
-    if G is None or image is None:
-        error, tight = by_difference(total, found.S, M.dtype)
+    if probed is None:
+        error, tight = by_difference(total, found.S, M.dtype, M.amplified)
     else:
-        error = by_probes(image, (G @ found.Vh.mH * found.S.unsqueeze(-2)) @ found.Uh, found.S)
-        tight = torch.zeros_like(found.converged)
+        error, tight = torch.ones_like(total), torch.zeros_like(found.converged)
+    if probed is not None or (M.amplified is not None and not bool(tight.all())):
+        if probed is None or options.tol is not None:  # those that had a say in when to stop would flatter
+            probed = _probed(M, items, options, PROBE_STREAM + 1)
+        G, image = probed
+        bound = by_probes(image, (G @ found.Vh.mH * found.S.unsqueeze(-2)) @ found.Uh, found.S)
+        error = torch.where(tight, error, torch.minimum(error, bound))
     left, right = (found.Uh, found.Vh) if A.long >= A.short else (found.Vh, found.Uh)
     out = torch.promote_types(A.dtype, torch.float32)
     left, right = positive_pivots(left.to(out), right.to(out))
@@ -91,3 +104,9 @@ def _iterated(A: External | Centred, plan: Plan, options: Options) -> SVDResult:
         notes=clamp_note(options.k, A.long, A.short),
     )  # fmt: skip
     return SVDResult(left.mH, found.S.to(real(out)), right, info)
+
+
+def _probed(M: External | Centred | Turned, items: Tensor, options: Options, stream: int) -> tuple[Tensor, Tensor]:
+    """Gaussian rows ``(B, PROBES, short)`` and their images."""
+    G = gaussian(items, PROBES, M.short, seed=options.seed, stream=stream, dtype=double(M.dtype))
+    return G, M.forward(G).to(G.dtype)

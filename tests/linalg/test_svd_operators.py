@@ -137,29 +137,38 @@ def test_sparse_matrices_have_an_exact_certificate(form):
     assert_leading(result, A, 0.02)
 
 
-@pytest.mark.parametrize("size", [3, 0.02])
+@pytest.mark.parametrize("size", [30, 3, 0.02])
 def test_center_without_forming_it(size):
     A = matrix(200, 120) + size * normal(120, seed=5)
     C = A - A.mean(0)
-    for B in (Operator(A), scipy.sparse.csr_array(A.numpy())):
+    for B in (Operator(A), scipy.sparse.csr_array(A.numpy()), A.to_sparse_csr()):
         got = br.randomized_svd(B, K, center=True)
         assert_leading(got, C)
-    true = relative(got, C)
-    assert bool(got.info.tight) == (size < 1)  # larger means leave the norm to probes
-    assert got.info.rel_error == pytest.approx(true, rel=1e-6) if size < 1 else true <= got.info.rel_error <= 8 * true
+    assert bool(got.info.tight)  # found once: in float64, too, means of three deviations left it to probes
+    assert got.info.rel_error == pytest.approx(relative(got, C), rel=1e-4)
     small = br.randomized_svd(Operator(A[:, :20]), 4, center=True)
     assert_leading(small, C[:, :20], 1e-8)
 
 
-@pytest.mark.parametrize("shape", [(400, 200), (200, 400)], ids=str)
-def test_the_bound_holds_behind_large_means(shape):
-    """Norms of float32 numbers with a mean of 100 deviations: their difference is rounding, and probes are taken."""
-    A = (100 + normal(*shape)).float()
-    result = br.randomized_svd(scipy.sparse.csr_array(A.numpy()), K, center=True)
+@pytest.mark.parametrize("shape", [(3000, 200), (200, 400)], ids=str)
+@pytest.mark.parametrize("mean", [100, 500])
+def test_the_bound_holds_behind_large_means(mean, shape):
+    """Found once: means were sums in float32, and what they missed was the first triple, outside of every bound."""
+    A = (mean + with_spectrum(*shape, 10 * spectrum("poly", 200, K))).float()
     C = A.double() - A.double().mean(0)
-    true = relative(result, C)
-    assert true <= result.info.rel_error <= min(2 * true, 1)
-    assert not bool(result.info.tight)
+    for B in (Operator(A), scipy.sparse.csr_array(A.numpy())):
+        result = br.randomized_svd(B, K, center=True)
+        true = relative(result, C)
+        assert true <= result.info.rel_error <= 4 * true
+        assert not bool(result.info.tight)
+        assert_leading(result, C, 0.02)
+
+
+def test_means_in_which_deviations_drown_are_said():
+    A = (1e6 + normal(300, 200)).float()
+    with pytest.warns(UserWarning, match=r"rounding to torch\.float32 takes 0\.\d of the deviations"):
+        result = br.randomized_svd(Operator(A), K, center=True)
+    assert "means are so large" in result.info.notes[-1]
 
 
 def test_jacobian_operators():
