@@ -65,7 +65,7 @@ def _with_zero_tangents(target: Tensor, n_slots: int) -> Dual:
     # As torch.utils.swap_tensors does, which takes no tensor that somebody has a weak reference to, as tracers have.
     stack = target.new_zeros((n_slots, *target.shape))
     stack[0].copy_(target)
-    new = Dual(stack)
+    new: Any = Dual(stack)
     torch._C._swap_tensor_impl(target, new)  # pyright: ignore[reportAttributeAccessIssue]
     target.__class__, new.__class__, new.__dict__ = Dual, Tensor, {}
     target.become(stack)  # pyright: ignore[reportAttributeAccessIssue]
@@ -89,6 +89,8 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
     """
     if result is target or not isinstance(result, Tensor):
         return target
+    if session.reshaped:
+        session.check_layout(target.stack if isinstance(target, Dual) else target)
     if tuple(result.shape) != tuple(target.shape):
         raise RuntimeError(
             f"br.jvp: {name}: the result has shape {tuple(result.shape)} and cannot be written into "

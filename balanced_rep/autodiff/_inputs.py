@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from balanced_rep.autodiff._dual import Dual
+from balanced_rep.autodiff._errors import UnsupportedError
 
-__all__ = ["Inputs", "read_inputs"]
+__all__ = ["Inputs", "read_inputs", "unwritten"]
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Inputs:
     def stacked(self, part: slice) -> tuple[Any, ...]:
         """Arguments of ``f`` with a chunk of the tangents attached."""
         filled = [
-            x if t is None else Dual(torch.cat([x.detach().unsqueeze(0), t[part].detach()]))
+            x if t is None else Dual(_stacked(x.detach(), t[part].detach()))
             for x, t in zip(self.leaves, self.tangents, strict=True)
         ]
         return tuple(pytree.tree_unflatten(filled, self.spec))
@@ -42,6 +45,49 @@ class Inputs:
         """Arguments of ``f`` without tangents; those that would have some are copies, which ``f`` may write into."""
         filled = [x if t is None else x.detach().clone() for x, t in zip(self.leaves, self.tangents, strict=True)]
         return tuple(pytree.tree_unflatten(filled, self.spec))
+
+
+def _stacked(x: Tensor, t: Tensor) -> Tensor:
+    """Both in one buffer whose slots have the layout of the primal, if that is dense: reshapes are views by it."""
+    if x.is_contiguous() or not torch.ops.aten.is_non_overlapping_and_dense(x):
+        return torch.cat([x.unsqueeze(0), t])
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    stack = x.new_empty((1 + t.shape[0], *(x.shape[d] for d in order)))
+    stack = stack.permute(0, *(1 + order.index(d) for d in range(x.dim())))
+    stack[0].copy_(x)
+    stack[1:].copy_(t)
+    return stack
+
+
+@contextlib.contextmanager
+def unwritten(inputs: Inputs, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Refuses a function that writes into arguments without tangents: the next pass would see other values.
+
+    Those with tangents are copies. Tensors made in inference mode have no record of being written into, and are not
+    looked at.
+
+    Args:
+        inputs: Arguments of the function.
+        kwargs: And keyword arguments.
+
+    Yields:
+        Once, for the call.
+
+    Raises:
+        UnsupportedError: If one of them was written into.
+    """
+    fixed = [x if t is None else None for x, t in zip(inputs.leaves, inputs.tangents, strict=True)]
+    given, _ = pytree.tree_flatten_with_path((pytree.tree_unflatten(fixed, inputs.spec), kwargs))
+    before = [(path, x, x._version) for path, x in given if isinstance(x, Tensor) and not x.is_inference()]
+    yield
+    for path, x, version in before:
+        if x._version != version:
+            first, rest = pytree.keystr(path[:1]), pytree.keystr(path[1:])
+            name = ("primals" if first == "[0]" else "kwargs") + rest
+            raise UnsupportedError(
+                f"br.jvp: f wrote into {name}, of shape {tuple(x.shape)}: every chunk of tangents would see another "
+                f"value, and the tensor has changed. Let f write into a copy: {name}.clone()"
+            )
 
 
 def read_inputs(primals: Any, tangents: Any) -> Inputs:

@@ -59,8 +59,10 @@ class Interceptor(TorchFunctionMode):
             _refuse_reverse_mode()
         if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
             _refuse_random(name)
-        if self.session.pending and _writes(func, name, kwargs):
+        if (self.session.pending or self.session.reshaped) and _writes(func, name, kwargs):
             self.session.settle()
+            if args and isinstance(args[0], Tensor):
+                self.session.check_layout(args[0])
         result = func(*args, **kwargs)
         if name in known.FACTORIES or name in known.LIKE_FACTORIES:
             self.session.remember_fresh(result)

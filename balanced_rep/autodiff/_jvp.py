@@ -13,12 +13,12 @@ from torch._C._functorch import get_interpreter_stack
 from balanced_rep.autodiff import _products
 from balanced_rep.autodiff import _rules as _rules  # registers the rules
 from balanced_rep.autodiff._errors import UnsupportedError
-from balanced_rep.autodiff._inputs import Inputs, read_inputs
+from balanced_rep.autodiff._inputs import Inputs, read_inputs, unwritten
 from balanced_rep.autodiff._memory import LiveBytes, available_bytes, chunk_that_fits, surely_fits
 from balanced_rep.autodiff._outputs import Collected, split_output
 from balanced_rep.autodiff._reference import jvp_reference
 from balanced_rep.autodiff._run import capture, check_module, run
-from balanced_rep.autodiff._session import Session, current
+from balanced_rep.autodiff._session import LayoutError, Session, current
 from balanced_rep.autodiff._tape import Tape
 from balanced_rep.ops._jvp import HALF
 
@@ -258,12 +258,9 @@ def one_pass(
     """
     n = part.stop - part.start
     session.n_slots = 1 + n
-    session.tape = None if tape is None else tape.run()
-    result = run(f, inputs.stacked(part), kwargs, session)
+    result = _attempt(f, inputs, kwargs, part, session, tape)
     if session.tape is not None and not session.tape.finish():
-        assert tape is not None
-        session.tape = tape.run()
-        result = run(f, inputs.stacked(part), kwargs, session)
+        result = _attempt(f, inputs, kwargs, part, session, tape)
         session.tape.finish()
     value, t, tensors, moving = split_output(result, n, contiguous=session.channels_last)
     if not tensors:
@@ -279,10 +276,29 @@ def one_pass(
     return value, t
 
 
+def _attempt(
+    f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], part: slice, session: Session, tape: Tape | None
+) -> Any:
+    """``f`` once, or twice: if it writes where only torch's layouts tell what shares memory, then in those."""
+    session.tape = None if tape is None else tape.run()
+    with unwritten(inputs, kwargs):
+        try:
+            return run(f, inputs.stacked(part), kwargs, session)
+        except LayoutError:
+            session.restart()
+    session.keep_layout = True
+    session.remarks.append(
+        "convolutions keep torch's layout, which may be slower: a value is written into that shares memory with a "
+        "reshaped one or not, as its layout has it; reshape(...).clone() decides it"
+    )
+    return _attempt(f, inputs, kwargs, part, session, tape)
+
+
 def _no_tangents(f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], session: Session) -> tuple[Any, Any]:
     """K = 0: the output, and empty tangents."""
     session.n_slots = 1
-    result = run(f, inputs.plain(), kwargs, session)
+    with unwritten(inputs, kwargs):
+        result = run(f, inputs.plain(), kwargs, session)
     value, t, tensors, _ = split_output(result, 0)
     if not tensors:
         raise TypeError(f"br.jvp: f returned {type(result).__name__} without a tensor in it")

@@ -70,10 +70,13 @@ def _add_bias(y: Tensor, bias: Tensor | None, behind: int) -> Tensor:
 
 def _channels_last(x: Dual, spatial: int) -> bool:
     """Whether to convolve in channels last: what follows keeps the layout, so that few inputs have to be copied."""
+    session = current()
     fast = spatial == 2 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
     if not fast or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False
-    if (session := current()) is not None:
+    if session is not None and session.keep_layout:
+        return False
+    if session is not None:
         session.channels_last = True
     return True
 

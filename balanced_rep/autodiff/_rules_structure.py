@@ -14,18 +14,20 @@ from balanced_rep.autodiff._fused import channels_last, plainly_channels_last
 from balanced_rep.autodiff._inplace import writable
 from balanced_rep.autodiff._pending import Apart
 from balanced_rep.autodiff._registry import RULES, Rule, rule
-from balanced_rep.autodiff._rules_views import SAME, moves_front, stack_index
+from balanced_rep.autodiff._rules_views import SAME, moves_front, reshaped, stack_index
 from balanced_rep.autodiff._session import current
 
 
 @rule("contiguous", kind="structure", formula=SAME)
 def _contiguous(input: Dual, memory_format: torch.memory_format = torch.contiguous_format) -> Dual:
     if input.is_contiguous(memory_format=memory_format):
+        if (session := current()) is not None and session.channels_last and not input.is_apart:
+            session.remember_reshape(input.stack, input.stack)
         return input
     if input.is_apart and memory_format == torch.contiguous_format:
         value, tangents = input.parts
         return Dual.later(Apart(value.contiguous(), tangents.contiguous()))
-    return _reformat(input, memory_format)
+    return reshaped(input, _reformat(input, memory_format).stack)
 
 
 @rule("clone", kind="structure", formula=SAME)
@@ -312,6 +314,8 @@ def _setitem(input: Any, index: Any, value: Any) -> None:
         input = writable(input, "item assignment", session)
     full = stack_index(index, input.dim())
     s = input.stack
+    if session.reshaped:
+        session.check_layout(s)
     values = value.stack if is_dual(value) else None
     if values is None:
         s[0][full[1:]] = primal(value)

@@ -13,6 +13,7 @@ from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
 from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._registry import RULES, Rule, rule
+from balanced_rep.autodiff._session import ALONE, current
 
 SAME = "t' = f(t)"
 Ints = tuple[Any, ...]
@@ -37,21 +38,36 @@ def _view(input: Dual, *shape: Any, dtype: torch.dtype | None = None, size: Any 
             return _view_of_contiguous(input, wanted)
         if s.stride(0) >= max((st * (n - 1) for st, n in zip(s.stride()[1:], s.shape[1:], strict=True)), default=0):
             raise  # the primal alone could not be viewed so either
-        return Dual(s.reshape(s.shape[0], *wanted))
+        return reshaped(input, s.reshape(s.shape[0], *wanted))
 
 
 def _view_of_contiguous(x: Dual, shape: list[int]) -> Dual:
     """Gives ``x`` itself a contiguous buffer first, unless something else looks at the one it has."""
     s = x.stack.contiguous()
-    if torch._C._storage_Use_Count(x.stack.untyped_storage()._cdata) <= 2:
+    if torch._C._storage_Use_Count(x.stack.untyped_storage()._cdata) <= ALONE:
         x.become(s)
-    return Dual(s.view(s.shape[0], *shape))
+    return reshaped(x, s.view(s.shape[0], *shape))
+
+
+def reshaped(x: Dual, y: Tensor) -> Dual:
+    """``y``, a view or a copy of the stack of ``x`` as its layout has it, which may not be torch's.
+
+    Args:
+        x: What was reshaped.
+        y: The result.
+
+    Returns:
+        The result, remembered in case that one of them is written into.
+    """
+    if (session := current()) is not None:
+        session.remember_reshape(x.stack, y)
+    return Dual(y)
 
 
 @rule("reshape", kind="view", formula=SAME)
 def _reshape(input: Dual, *shape: Any, **kwargs: Any) -> Dual:
     s = input.stack
-    return Dual(s.reshape(s.shape[0], *_sizes(s[0], _ints(shape or (kwargs["shape"],)))))
+    return reshaped(input, s.reshape(s.shape[0], *_sizes(s[0], _ints(shape or (kwargs["shape"],)))))
 
 
 def _sizes(x: Tensor, shape: list[int]) -> list[int]:
@@ -66,7 +82,7 @@ def _sizes(x: Tensor, shape: list[int]) -> list[int]:
 
 @rule("view_as", "reshape_as", kind="view", formula=SAME)
 def _reshape_as(input: Dual, other: Tensor) -> Dual:
-    return Dual(input.stack.reshape(input.stack.shape[0], *other.shape))
+    return reshaped(input, input.stack.reshape(input.stack.shape[0], *other.shape))
 
 
 @rule("permute", kind="view", formula=SAME)
@@ -173,7 +189,7 @@ def _flatten(input: Dual, start_dim: int = 0, end_dim: int = -1) -> Dual:
     s = input.stack
     if s.dim() == 1:
         return Dual(s.unsqueeze(1))
-    return Dual(s.flatten(slot_dim(start_dim, input.dim()), slot_dim(end_dim, input.dim())))
+    return reshaped(input, s.flatten(slot_dim(start_dim, input.dim()), slot_dim(end_dim, input.dim())))
 
 
 @rule("ravel", kind="view", formula=SAME)

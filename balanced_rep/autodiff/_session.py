@@ -13,10 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from balanced_rep.autodiff._tape import TapeRun
 
-__all__ = ["Session", "active", "calling_module", "current"]
+__all__ = ["LayoutError", "Session", "active", "calling_module", "current"]
+
+ALONE = 2  # uses of a storage that one tensor and one storage object in Python make
+
+
+class LayoutError(BaseException):
+    """The run has to be done in torch's own layouts; not an Exception, so that no model swallows it."""
+
 
 _local = threading.local()
 
@@ -42,6 +50,9 @@ class Session:
         tape: Primal results of linear layers are kept here, or known from an earlier run.
         casts: Weights in another dtype, by the identity of the weight.
         remarks: What was decided about this run.
+        keep_layout: Convolutions leave the layout of activations to torch.
+        reshaped: What was reshaped while layouts were not torch's, and the result: where torch has a view this may be a
+            copy, and the other way round.
     """
 
     n_slots: int = 1
@@ -60,6 +71,14 @@ class Session:
     casts: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
+    keep_layout: bool = False
+    reshaped: list[tuple[StorageWeakRef, StorageWeakRef]] = field(default_factory=list)
+
+    def restart(self) -> None:
+        """Forgets what belongs to a run that is done again."""
+        for kept in (self.calls, self.seconds, self.reasons, self.fresh, self.pending, self.reshaped):
+            kept.clear()
+        self.channels_last = False
 
     def remember_fresh(self, x: Any) -> None:
         """Notes a buffer that was made during this pass."""
@@ -90,6 +109,22 @@ class Session:
                 self.pending[id(x)] = ref
             else:
                 _ = x.stack
+
+    def remember_reshape(self, x: Tensor, y: Tensor) -> None:
+        """Notes that ``y`` is ``x`` in another shape or layout, perhaps in the same memory."""
+        if self.channels_last:
+            pair = StorageWeakRef(x.untyped_storage()), StorageWeakRef(y.untyped_storage())
+            self.reshaped = [*((a, b) for a, b in self.reshaped if not (a.expired() or b.expired())), pair]
+
+    def check_layout(self, x: Tensor) -> None:
+        """Gives this run up if a write into ``x`` may be seen where torch would not show it, or the other way round."""
+        storage = x.untyped_storage()
+        alone = torch._C._storage_Use_Count(storage._cdata) <= ALONE
+        for pair in self.reshaped:
+            if storage._cdata not in [ref.cdata for ref in pair] or any(ref.expired() for ref in pair):
+                continue
+            if pair[0].cdata != pair[1].cdata or not alone:
+                raise LayoutError
 
     def is_fresh(self, x: Tensor) -> bool:
         """Whether ``x`` itself came out of a factory function during this pass."""

@@ -35,6 +35,58 @@ def _floor(y: Tensor) -> None:
     row //= 0.3
 
 
+CONV = torch.sin(torch.arange(4.0 * 3 * 9)).view(4, 3, 3, 3)
+
+# Convolutions run in channels last, where other reshapes are views than in torch.
+RESHAPED = {
+    "reshape": lambda y: y.reshape(2, -1).mul_(2),
+    "flatten": lambda y: y.flatten(1).mul_(2),
+    "ravel": lambda y: y.ravel().mul_(2),
+    "contiguous": lambda y: y.contiguous().mul_(2),
+    "view": lambda y: y.view(2, -1).mul_(2),
+    "reshape_as": lambda y: y.reshape_as(torch.empty(2, 100)).mul_(2),
+    "of a chunk": lambda y: y.chunk(2, 1)[0].flatten(1).mul_(2),
+    "of an activation": lambda y: y.relu_().flatten(1).mul_(y.sum()),
+    "source written": lambda y: (v := y.flatten(1), y.mul_(2), y.add_(v.view_as(y)))[1],
+    "item": lambda y: y.flatten(1).__setitem__((slice(None), 0), y[:, 0, 0, 0] * 3),
+    "copy in torch": lambda y: y.permute(0, 2, 3, 1).reshape(2, 25, 4).mul_(2),
+    "tokens, a copy in torch": lambda y: y.flatten(2).transpose(1, 2).contiguous().mul_(2),
+    "through detach": lambda y: y.flatten(1).detach().zero_(),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_writes_through_reshapes_of_a_convolution(name: str, agrees: Callable, draw: Callable):
+    def f(x: Tensor) -> Tensor:
+        y = F.conv2d(x, CONV, padding=1)
+        RESHAPED[name](y)
+        return y * 1.5
+
+    x = draw(2, 3, 5, 5, dtype=torch.float32)
+    if name == "through detach":
+        y = jvp(f, x, x[None])[0]
+        assert not y.any()
+        return
+    agrees(f, x, rtol=1e-4, atol=1e-5)
+    if name != "view":  # which torch refuses
+        agrees(f, x.contiguous(memory_format=torch.channels_last), rtol=1e-4, atol=1e-5)
+
+
+def test_a_reshape_whose_source_is_gone_costs_no_second_run(draw: Callable):
+    calls = []
+
+    def f(x: Tensor) -> Tensor:
+        calls.append(1)
+        x = F.conv2d(x, CONV, padding=1)
+        x = F.relu(x, inplace=True)
+        x = x.flatten(1)
+        return F.relu(x, inplace=True)
+
+    x = draw(2, 3, 5, 5, dtype=torch.float32)
+    jvp(f, x, x[None])
+    assert len(calls) == 1
+
+
 HALF = torch.arange(6) % 2 == 0
 
 CASES = {

@@ -218,6 +218,24 @@ def test_no_grad_and_inference_mode_inside_do_not_stop_them(agrees: Callable, dr
     torch.testing.assert_close(fallen, jvp(lambda x: torch.special.i1(x), x, t)[1])
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_writing_into_arguments_is_refused(chunk_size: int | None, x: Tensor, t: Tensor):
+    def f(x: Tensor, c: list[Tensor] | None = None, state: dict[str, Tensor] | None = None) -> Tensor:
+        for held in (*(c or ()), *(state or {}).values()):
+            held += 1
+        return x.mul_(2)
+
+    fixed = x.clone()
+    y, jv = jvp(f, x, t, chunk_size=chunk_size)  # the argument with tangents is a copy
+    torch.testing.assert_close((x, y, jv), (fixed, 2 * fixed, 2 * t))
+    with pytest.raises(UnsupportedError, match=r"f wrote into primals\[1\]\[0\], of shape \(2,\).*clone"):
+        jvp(f, (x, [torch.zeros(2), torch.zeros(2)]), (t, None), chunk_size=chunk_size)
+    with pytest.raises(UnsupportedError, match=r"f wrote into kwargs\['state'\]\['n'\]"):
+        jvp(f, x, t, kwargs={"state": {"n": torch.zeros(())}}, chunk_size=chunk_size)
+    with pytest.raises(UnsupportedError, match=r"f wrote into kwargs"):
+        explain(f, x, kwargs={"state": {"n": torch.zeros(())}})
+
+
 def test_explain_of_dictionaries(x: Tensor):
     told = explain(lambda d: {"twice": d["x"] * 2, "step": d["step"]}, {"x": x, "step": torch.tensor(3)})
     assert told.rules == {"mul": 1}
