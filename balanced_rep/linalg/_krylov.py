@@ -114,6 +114,7 @@ class Space:
         assert self._Z is not None
         new = slice(self.size, self.size + R.shape[1])
         self._R[:, new], self._Z[:, new] = R, Z
+        self._known = min(self._known, self.size)  # a restart has cut rows whose products were known
         self.size = new.stop
 
     def _reserve(self, R: Tensor, Z: Tensor) -> None:
