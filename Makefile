@@ -9,6 +9,8 @@ PY     := $(BIN)/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 PINS   := $(VENV)/.pins.txt
 PYTEST := $(PY) -m pytest
+# A file of tests is the work of one process: its fixtures, compiled kernels among them, are made once.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 # Two busy OpenMP runtimes that spin made a 0.1 s forward pass take 13 s.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -34,7 +36,7 @@ demo: $(VENV)/.built  ## find the memorized digits: about a minute after set-up
 	$(BIN)/balanced-rep demo $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.built  ## the test suite, without what is marked slow or needs a GPU
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.built  ## only the tests marked slow
 	$(PYTEST) -m "slow and not gpu" $(ARGS)

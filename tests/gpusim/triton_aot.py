@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -154,7 +155,8 @@ def _compile_one(request: dict) -> None:
         "enable_fp_fusion": request["fp_fusion"],
     }
     compiled = triton.compile(source, target=target, options=options)
-    folder = Path(request["folder"])
+    final = Path(request["folder"])
+    folder = final.with_name(f"{final.name}.{os.getpid()}")  # whole or not there: other test workers look for it
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("ttir", "ttgir", "ptx", "cubin", "amdgcn"):
         if kind in compiled.asm:
@@ -167,6 +169,10 @@ def _compile_one(request: dict) -> None:
         "global_scratch": getattr(compiled.metadata, "global_scratch_size", 0),
     }
     (folder / "facts.json").write_text(json.dumps(facts))
+    try:
+        folder.rename(final)
+    except OSError:  # another worker was first
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
