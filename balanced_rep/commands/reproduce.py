@@ -37,10 +37,12 @@ def reproduce(
         hint = "; or run with --quick" if missing == ["diffusers"] and not only else ""
         errors.print(f"[bold red]error:[/] missing: {', '.join(missing)}. pip install 'balanced-rep\\[models]'{hint}")
         sys.exit(1)
+    from balanced_rep.models._output import check_output_folder
     from balanced_rep.reproduce import EXPERIMENTS, Settings
     from balanced_rep.reproduce import reproduce as run
 
     try:
+        check_output_folder(out)
         with _progress(len(only or EXPERIMENTS)) as tell:
             parts = run(out, Settings(quick, seed), only=only, tell=tell)
     except (ValueError, OSError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +57,11 @@ def table1(
     try:
         _check(out, paper, sigma, time)
         if model == "digits":
-            arguments = _digits(sigma)
+            _check_digits(
+                memorized=memorized, other=other, memorized_prompts=memorized_prompts, other_prompts=other_prompts,
+                reference=reference, time=time, half=half or None, resize=resize or None,
+            )  # fmt: skip
+            arguments = _digits(sigma, layer, device)
         else:
             prompts = memorized_prompts, other_prompts
             place = {"device": device, "half": half, "resize": resize}
@@ -89,22 +92,43 @@ def _check(out: Path, paper: str | None, sigma: float | None, time: float | None
         raise TableError("Give --sigma or --time, not both.")
     if missing := [name for name in ("sklearn", "scipy") if find_spec(name) is None]:
         raise TableError(f"missing: {', '.join(missing)}. pip install scikit-learn scipy")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise TableError(f"Cannot write to the folder {out}: {error.strerror}. Give another with --out DIR.") from error
+    from balanced_rep.models._output import check_output_folder
+
+    check_output_folder(out)
 
 
-def _digits(sigma: float | None) -> dict[str, Any]:
+def _check_digits(**options: Any) -> None:
+    """The embedded model has images of its own; what would be passed over is refused."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise TableError(
+            f"{', '.join(given)}: not for the embedded digits model, which has its own images and takes --sigma. Give "
+            "--model FOLDER."
+        )
+
+
+def _digits(sigma: float | None, layer: str | None, device: str) -> dict[str, Any]:
     from balanced_rep.models import digits, digits_data
+    from balanced_rep.models._checks import check_device
 
-    D, data = digits(), digits_data()
+    check_device("table1", device)
+    D, data = digits().to(device), digits_data()
+    samples = {"memorized": data.repeated, "other": data.held_out, "reference": data.images[D.train_indices]}
     return {
-        "D": D, "memorized": data.repeated, "other": data.held_out, "sigma": 0.1 if sigma is None else sigma,
-        "layer": D.score_layer, "sigmas": (0.05, 0.1, 0.2, 0.4), "reference": data.images[D.train_indices],
+        "D": D, **{name: x.to(device) for name, x in samples.items()}, "sigma": 0.1 if sigma is None else sigma,
+        "layer": layer or D.score_layer, "sigmas": (0.05, 0.1, 0.2, 0.4),
     }  # fmt: skip
+
+
+def _levels(D: Any, sigma: float | None, time: float | None) -> tuple[float, tuple[float, ...]]:
+    """The noise level, and those that the calibrated row chooses from; of the paper's times where none is given."""
+    if sigma is not None or time is not None:
+        level = D.sigma(time) if sigma is None else sigma
+        return level, (level,)
+    try:
+        levels = tuple(D.sigma(t) for t in (10, 50, 100))
+    except ValueError as error:
+        raise TableError(f"{error} The default is the times 10, 50 and 100: give --time or --sigma.") from error
+    return levels[1], levels
 
 
 def _folder(
@@ -134,6 +158,7 @@ def _folder(
         raise TableError("Give --memorized and --other, folders with images, or prompts of both, or both.")
     if D.sample_shape is None:
         raise TableError("This network does not say how large its samples are.")
+    level, levels = _levels(D, sigma, time)
     channels, height, width = D.sample_shape
     if D.vae is not None:
         config: Any = D.vae.config
@@ -152,11 +177,10 @@ def _folder(
     cond = None
     if prompts[0] is not None and prompts[1] is not None:
         cond = tuple(encode_prompts(model, read_prompts(p)).float().to(device) for p in prompts if p is not None)
-    level = D.sigma(50 if time is None else time) if sigma is None else sigma
     known = "net.up_blocks.0.resnets.2.conv2"
     return {
         "D": D, "memorized": samples(memorized), "other": samples(other), "sigma": level, "cond": cond,
-        "sigmas": sorted({level, D.sigma(10), D.sigma(100)}) if time is None and sigma is None else (level,),
+        "sigmas": levels,
         "layer": layer or (known if known in D.layers else None), "reference": samples(reference),
     }  # fmt: skip
 

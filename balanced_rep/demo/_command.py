@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,12 +76,9 @@ def _check(out: Path, *, figure: bool) -> None:
     ):
         if (figure or module != "matplotlib") and find_spec(module) is None:
             raise DemoError(f"The demo needs {package}. Install it with: pip install {package}{instead}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise DemoError(f"Cannot write to the folder {out}: {error.strerror}. Give another with --out DIR.") from error
+    from balanced_rep.models._output import check_output_folder
+
+    check_output_folder(out)
 
 
 def _train(seed: int, out: Path) -> tuple[dict[Variant, DigitsDenoiser], list[Path]]:

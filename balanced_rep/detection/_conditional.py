@@ -36,12 +36,13 @@ def null_batch(D: Denoiser, n: int) -> Any:
         Condition with a leading dim n.
 
     Raises:
-        ValueError: If the denoiser is unconditional.
+        ValueError: If the denoiser has none.
     """
     if D.null_condition is None:
         raise ValueError(
-            f"{type(D).__name__} is unconditional: it has no null condition to compare a condition with. Use a score "
-            "that needs none, one without 'condition' in their `requires`."
+            f"{type(D).__name__} has no null condition to compare a condition with: it is unconditional, or none was "
+            "given (null_condition= of from_diffusers and load). Scores without 'condition' in their `requires` need "
+            "none."
         )
     return expand_rows(D.null_condition, n)
 

@@ -6,6 +6,7 @@ Letters: n samples, of which b are in a batch.
 from __future__ import annotations
 
 import difflib
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -344,10 +345,17 @@ def get(name: str, **options: Any) -> Score:
         The score.
 
     Raises:
-        ValueError: If there is no such score.
+        ValueError: If there is no such score, or an argument is out of range.
+        TypeError: If it has no such argument; names those that it has.
     """
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"there is no score {name!r}.{hint} Known are: {', '.join(_REGISTRY)}.")
-    return _REGISTRY[name](**options)
+    kind = _REGISTRY[name]
+    takes = [] if kind.__init__ is object.__init__ else list(inspect.signature(kind).parameters.values())
+    unknown = sorted(options.keys() - {p.name for p in takes})
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in takes):
+        accepted = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in takes) or "none"
+        raise TypeError(f"{name}: has no option {', '.join(map(repr, unknown))}; its options are: {accepted}.")
+    return kind(**options)

@@ -122,12 +122,16 @@ def table1(
         The table, representation_std first.
 
     Raises:
-        ValueError: If there is nothing to judge, or `paper` or a method is unknown.
+        ValueError: If there is nothing to judge, too few samples to cut in two, or `paper`, a method or an option is
+            unknown.
     """
     x, conditions, labels = _joined(memorized, other, cond)
     if paper is not None and paper not in PAPER_TABLE_1:
         raise ValueError(f"table1: the paper has columns {', '.join(PAPER_TABLE_1)}; got {paper!r}.")
+    made = {name: get(name, **given) for name, given in (options or {}).items()}
+    runnable = _runnable(D, x, conditions, reference, methods)
     first = cut(labels, groups, 0.5, seed)
+    _check_halves(labels, first, chooses="representation_std" in runnable)
     printed = PAPER_TABLE_1.get(paper or "", {})
     rows: list[Row] = []
 
@@ -148,10 +152,10 @@ def table1(
         "seed": seed,
         "batch_size": batch_size,
     }  # no condition: what needs none has no prompt, as in the paper
-    for name in _runnable(D, x, conditions, reference, methods):
+    for name in runnable:
         if on_method is not None:
             on_method(name)
-        score = get(name, **(options or {}).get(name, {}))
+        score = made.get(name) or get(name)
         if name == "representation_std":
             if layer is not None:
                 plain = score(D, x, sigma=sigma, layers=layer, **inputs)
@@ -182,6 +186,17 @@ def _joined(memorized: Any, other: Any, cond: tuple[Any, Any] | None) -> tuple[T
     conditions = None if cond is None else tree_map(lambda a, b: torch.cat([a, b]), *cond)
     sizes = (len(memorized), len(other)) if memorized is not None else tuple(n_rows(c) for c in cond or ())
     return x, conditions, torch.tensor([True] * sizes[0] + [False] * sizes[1])
+
+
+def _check_halves(labels: Tensor, first: Tensor, *, chooses: bool) -> None:
+    """Both classes are needed in the half that judges, and in the other one if something is chosen on it."""
+    halves = [~first, first] if chooses else [~first]
+    if any(not bool((half & side).any()) for half in halves for side in (labels, ~labels)):
+        least = "2 that are no near-duplicates, as one half chooses and the other judges" if chooses else "1"
+        raise ValueError(
+            f"table1: {int(labels.sum())} memorized and {int((~labels).sum())} other samples are too few: of each at "
+            f"least {least}."
+        )
 
 
 def _leaves(tree: Any) -> list[Tensor]:

@@ -7,12 +7,13 @@ import itertools
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from balanced_rep.models._protocol import Denoiser
 from balanced_rep.stats._record_layers import near_names
 
-__all__ = ["check_denoiser", "check_images", "check_path", "check_sigmas", "resolve_layers"]
+__all__ = ["check_denoiser", "check_device", "check_images", "check_path", "check_sigmas", "resolve_layers"]
 
 SLACK = 0.05  # of the data range: codecs and resampling overshoot a little
 
@@ -41,6 +42,26 @@ def check_denoiser(what: str, D: object) -> None:
         raise TypeError(f"{what}: {name} is called as {signature} with a timestep, a denoiser with sigma. {wrap}")
 
 
+def check_device(what: str, device: torch.device | str) -> None:
+    """Checks that a device is there, by making a tensor on it.
+
+    Args:
+        what: Beginning of messages.
+        device: The device.
+
+    Raises:
+        ValueError: If torch cannot use it; says why, as torch does.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError says that torch was built without CUDA
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{what}: the device {str(device)!r} cannot be used here: {reason} (torch {torch.__version__}). Give cpu, "
+            "or install a torch that was built for it."
+        ) from error
+
+
 def check_images(what: str, D: Denoiser, x: Tensor) -> None:
     """Checks samples against a denoiser; nothing is rescaled.
 
@@ -57,7 +78,8 @@ def check_images(what: str, D: Denoiser, x: Tensor) -> None:
         raise ValueError(f"{what}: samples must be a floating-point tensor (n, *sample_shape), got {got}.")
     shape = getattr(D, "sample_shape", None)
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
-        encode = " Encode images first: D.encode(images)." if hasattr(D, "encode") else ""
+        latent = hasattr(D, "encode") and getattr(D, "vae", D) is not None  # a network on pixels has nothing to encode
+        encode = " Encode images first: D.encode(images)." if latent else ""
         raise ValueError(
             f"{what}: this model takes samples of shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}; they "
             f"are not resized.{encode}"
@@ -149,9 +171,9 @@ def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -
     for name in names:
         if name not in known:
             near = near_names(name, known) or known[-3:]
-            there = ", a module without a label" if name in dict(D.named_modules()) else ""
+            there = ", a module without a label," if name in dict(D.named_modules()) else ""
             raise ValueError(
-                f"{what}: {name!r}{there}, is not among the layers that this model labels; such as {', '.join(near)}. "
+                f"{what}: {name!r}{there} is not among the layers that this model labels; such as {', '.join(near)}. "
                 "D.layers lists them with what they are."
             )
     if not names:

@@ -120,17 +120,26 @@ class DiffusersDenoiser(nn.Module):
 
         Returns:
             The time.
+
+        Raises:
+            ValueError: If it is outside `sigma_range`.
         """
+        low, high = self.sigma_range
+        if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+            raise ValueError(f"timestep: sigma={sigma:g} is outside what this model was made for, {low:g} to {high:g}.")
         return float(self.time.timestep(torch.tensor([sigma], dtype=torch.float64)))
 
     def sigma(self, timestep: float) -> float:
         """The noise level at one of the network's times.
 
         Args:
-            timestep: The time.
+            timestep: The time; the first one is 0, for a flow a thousandth of its last.
 
         Returns:
             The noise level in data units.
+
+        Raises:
+            ValueError: If there is no such time; says which there are.
         """
         return float(self.time.sigma(torch.tensor([timestep], dtype=torch.float64)))
 

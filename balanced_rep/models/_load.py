@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from balanced_rep.models._checks import check_device
 from balanced_rep.models._diffusers import DiffusersDenoiser, from_diffusers
 
 __all__ = ["UnsafeModelError", "encode_prompts", "load"]
@@ -57,10 +58,11 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such folder; says how to get it, if it looks like a model id.
-        ValueError: If the folder holds no model that can be loaded.
+        ValueError: If the folder holds no model that can be loaded, or there is no such device.
         UnsafeModelError: If its weights are pickled, or it asks for a class that is not on the list.
     """
     root = _folder(folder)
+    check_device("load", device or "cpu")
     _refuse_code(root)
     index = _read_json(root / "model_index.json") if (root / "model_index.json").is_file() else None
     if index is None:

@@ -95,13 +95,16 @@ class VPTime:
         """The noise level of a time.
 
         Args:
-            timestep: Times, `(n,)`.
+            timestep: Times, `(n,)`, from 0 to T - 1.
 
         Returns:
             Noise levels, `(n,)` float64.
+
+        Raises:
+            ValueError: If a time is outside the chain.
         """
         table = self.log_sigmas.to(timestep.device)
-        t = timestep.double().clamp(0, len(table) - 1)
+        t = _times(timestep, 0.0, len(table) - 1.0)
         at = t.floor().long().clamp(max=len(table) - 2)
         return torch.lerp(table[at], table[at + 1], t - at).exp()
 
@@ -140,16 +143,28 @@ class FlowTime:
         """The noise level of a time.
 
         Args:
-            timestep: Times, `(n,)`.
+            timestep: Times, `(n,)`, between the ends.
 
         Returns:
             Noise levels, `(n,)` float64.
+
+        Raises:
+            ValueError: If a time is not between the ends.
         """
-        s = timestep.double() / self.scale
+        s = _times(timestep, *(self.scale * s for s in self.ends)) / self.scale
         return s / (1 - s)
 
 
 TimeScale = VPTime | FlowTime
+
+
+def _times(timestep: Tensor, low: float, high: float) -> Tensor:
+    """Times as float64, those that rounding has put beyond an end at the end."""
+    t, slack = timestep.double(), 1e-6 * high
+    outside = ~((t >= low - slack) & (t <= high + slack))  # so that NaN is, too
+    if outside.any():
+        raise ValueError(f"time {t[outside][0].item():g} is outside what this network knows, {low:g} to {high:g}.")
+    return t.clamp(low, high)
 
 
 def check_prediction(kind: Prediction, time: TimeScale) -> None:

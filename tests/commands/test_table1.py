@@ -85,6 +85,19 @@ def test_a_stable_diffusion_folder_with_prompts(tmp_path: Path) -> None:
     [
         (["--paper", "sdxl"], "--paper is one of sd14, dit, edm, got 'sdxl'"),
         (["--sigma", "1", "--time", "50"], "Give --sigma or --time, not both"),
+        (["--time", "50", "--half"], "--time, --half: not for the embedded digits model"),
+        (["--device", "cuda:99"], "table1: the device 'cuda:99' cannot be used here"),
+        (["--layer", "net.blocks"], "'net.blocks', a module without a label, is not among the layers"),
+        (["--out", "FILE"], "Give another with --out DIR"),
+        (["--model", "MODEL", "--device", "cuda:99"], "load: the device 'cuda:99' cannot be used here"),
+        (
+            ["--model", "MODEL", "--memorized", "IMAGES", "--other", "IMAGES", "--time", "5000"],
+            "time 5000 is outside what this network knows, 0 to 999",
+        ),
+        (
+            ["--model", "MODEL", "--memorized", "IMAGES", "--other", "IMAGES", "--resize"],
+            "1 memorized and 1 other samples are too few: of each at least 2",
+        ),
         (["--model", "owner/name"], "hf download owner/name"),
         (["--model", "MODEL"], "Give --memorized and --other"),
         (["--model", "MODEL", "--memorized", "IMAGES"], "Give both sides"),
@@ -104,11 +117,26 @@ def test_bad_input_is_a_message(arguments: list[str], message: str, tmp_path: Pa
         scheduler("unet2d").save_pretrained(tmp_path / "model" / "scheduler")
         write_images(tmp_path / "images", 1, 8, 0)
         (tmp_path / "none").mkdir()
-    places = {"MODEL": tmp_path / "model", "IMAGES": tmp_path / "images", "NONE": tmp_path / "none"}
-    done = _invoke(*(places.get(a, a) for a in arguments), "--out", tmp_path / "out")
+    (tmp_path / "file").touch()
+    places = {name.upper(): tmp_path / name for name in ("model", "images", "none", "file")}
+    done = _invoke("--out", tmp_path / "out", *(places.get(a, a) for a in arguments))
     assert done.exit_code == 1
     assert message in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_a_chain_without_the_times_of_the_paper(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from tests.models.networks import network
+
+    network("unet2d").save_pretrained(tmp_path / "model", safe_serialization=True)
+    diffusers.DDPMScheduler(num_train_timesteps=60).save_pretrained(tmp_path / "model" / "scheduler")
+    write_images(tmp_path / "images", 2, 16, 0)
+    folders = ["--model", tmp_path / "model", "--memorized", tmp_path / "images", "--other", tmp_path / "images"]
+    done = _invoke(*folders, "--out", tmp_path / "out")
+    assert "0 to 59. The default is the times 10, 50 and 100: give --time or --sigma." in " ".join(done.stderr.split())
+    done = _invoke(*folders, "--time", "59", "--method", "denoising_error", "--out", tmp_path / "out", "--json")
+    assert len(json.loads(done.stdout)["rows"]) == 1
 
 
 def test_images_that_cannot_be_used(tmp_path: Path) -> None:
@@ -165,3 +193,15 @@ def test_rows_are_judged_on_the_same_samples() -> None:
         run(D, data.repeated, None, sigma=0.1)
     with pytest.raises(ValueError, match="no method can be run"):
         run(D, data.repeated, data.held_out, sigma=0.1, methods=["nemo"])
+    with pytest.raises(ValueError, match="no score 'flipt'"):
+        run(D, data.repeated, data.held_out, sigma=0.1, options={"flipt": {"n_probes": 4}})
+
+
+def test_few_samples() -> None:
+    D, data = digits(), digits_data()
+    one, others = data.repeated[:1], data.held_out[:20]
+    with pytest.raises(ValueError, match=r"1 memorized and 20 other samples are too few: of each at least 2 .* judges"):
+        run(D, one, others, sigma=0.1)
+    assert run(D, one, others, sigma=0.1, methods=["flipd"]).rows[0].evaluation.n_positive == 1  # chooses nothing
+    with pytest.raises(ValueError, match="0 memorized and 20 other samples are too few: of each at least 1"):
+        run(D, one[:0], others, sigma=0.1, methods=["flipd"])

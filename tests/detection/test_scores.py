@@ -365,7 +365,7 @@ class OtherSignature(Foreign):
         (None, {"sigma": 50.0}, ValueError, "sigma=50 is outside what this model was made for, 0.01 to 10"),
         (None, {"sigma": []}, ValueError, "no noise level is given"),
         (None, {"layers": "net.blocks.2.linear_out"}, ValueError, "a module without a label, .* net.blocks.2"),
-        (None, {"layers": "net.blocks.2.akt"}, ValueError, "'net.blocks.2.akt', is not among .* net.blocks.2.act"),
+        (None, {"layers": "net.blocks.2.akt"}, ValueError, "'net.blocks.2.akt' is not among .* net.blocks.2.act"),
         (None, {"x": torch.zeros(2, 1, 16, 16)}, ValueError, r"samples of shape \(n, 1, 8, 8\), got \(2, 1, 16, 16\)"),
         (None, {"x": 255 * torch.ones(2, 1, 8, 8)}, ValueError, "samples run from 255 to 255, those of this model"),
         (None, {"x": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, ValueError, "floating-point tensor"),
@@ -403,6 +403,10 @@ def test_unknown_names_and_options() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             detection.get(name, **options)
+    with pytest.raises(TypeError, match=r"no option 'foo'; its options are: pool='max', statistic='std', n_draws=1\."):
+        detection.get("representation_std", foo=1)
+    with pytest.raises(TypeError, match=r"sharpness: has no option 'n_draws'; its options are: none\."):
+        detection.get("sharpness", n_draws=1)
     with pytest.raises(ValueError, match="registered already"):
 
         @detection.register

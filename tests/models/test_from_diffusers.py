@@ -80,6 +80,19 @@ def test_time_and_noise_level_are_inverse(kind: str, models) -> None:
         assert D.timestep(1.0) == pytest.approx(500 if kind == "sd3" else 0.5)
 
 
+@pytest.mark.parametrize(("kind", "known"), [("unet2d", "0 to 999"), ("sd3", "1 to 999"), ("flux", "0.001 to 0.999")])
+def test_times_and_levels_that_are_none(kind: str, known: str, models) -> None:
+    D = models[kind]
+    first, last = (float(end) for end in known.split(" to "))
+    assert (D.sigma(first), D.sigma(last)) == pytest.approx(D.sigma_range, rel=1e-5)
+    for time in (-1.0, 1.01 * last, 5000.0, math.nan):
+        with pytest.raises(ValueError, match=rf"time {time:g} is outside what this network knows, {known}"):
+            D.sigma(time)
+    for sigma in (0.0, 2 * D.sigma_range[1], math.nan):
+        with pytest.raises(ValueError, match=f"timestep: sigma={sigma:g} is outside"):
+            D.timestep(sigma)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_denoiser_and_jacobian_against_the_scheduler(prediction: str) -> None:
     """D is what a DDIM step to a clean sample gives, and its Jacobian has the factors of the parametrisation."""
@@ -314,6 +327,9 @@ def test_encode_is_deterministic_unless_seeded() -> None:
         from_diffusers(network("dit"), scheduler("dit")).encode(images)
     with pytest.raises(ValueError, match="Encode images first"):
         detection.get("denoising_error")(D, images, sigma=0.5)
+    pixels = from_diffusers(network("unet2d"), scheduler("unet2d"))  # there is nothing to encode
+    with pytest.raises(ValueError, match=r"got \(2, 3, 16, 16\); they are not resized\.$"):
+        detection.get("denoising_error")(pixels, images, sigma=0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -399,6 +415,14 @@ def test_a_text_encoder_of_unknown_class(tmp_path: Path) -> None:
         (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"architectures": kinds}))
         with pytest.raises(ValueError, match=r"the text encoder is .*; known is CLIPTextModel"):
             br.models.encode_prompts(tmp_path, ["a"])
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    network("unet2d").save_pretrained(tmp_path, safe_serialization=True)
+    scheduler("unet2d").save_pretrained(tmp_path / "scheduler")
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(ValueError, match=rf"load: the device '{device}' cannot be used here: .*Give cpu"):
+            load(tmp_path, device=device)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def test_one_experiment_by_the_command(tmp_path: Path) -> None:
     assert "no experiment" in wrong.stderr
 
 
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["--quick", "--only", "corollaries", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 1
+    assert "Cannot write to the folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
