@@ -18,6 +18,8 @@ from balanced_rep.autodiff._session import Session
 
 __all__ = ["is_inplace", "writable", "write_back"]
 
+WRITES_ONCE = ("zero_", "fill_", "masked_fill_", "relu_", "relu", "copy_")  # a second time changes nothing
+
 
 def is_inplace(func: Any, name: str) -> bool:
     """Whether ``func`` writes into its first argument and returns it."""
@@ -72,6 +74,20 @@ def _with_zero_tangents(target: Tensor, n_slots: int) -> Dual:
     return target  # pyright: ignore[reportReturnType]
 
 
+def _refuse_overlap(target: Dual, name: str) -> None:
+    """Refuses to write where elements of a view share memory, as those of ``x.unfold(0, 2, 1)`` do."""
+    if name in WRITES_ONCE:
+        return
+    reach = 0
+    for stride, size in sorted(zip(target.stride(), target.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise UnsupportedError(
+                f"br.jvp: {name} writes into a view of shape {tuple(target.shape)} whose elements share memory "
+                "(expand, unfold): the result would depend on the order of writing. Write into a clone"
+            )
+        reach += stride * (size - 1)
+
+
 def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
     """Copies the result of an ordinary function into ``target``, as its in-place form would.
 
@@ -89,7 +105,7 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
     """
     if result is target or not isinstance(result, Tensor):
         return target
-    if session.reshaped:
+    if session.has_reshaped:
         session.check_layout(target.stack if isinstance(target, Dual) else target)
     if tuple(result.shape) != tuple(target.shape):
         raise RuntimeError(
@@ -101,6 +117,7 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
     elif not isinstance(target, Dual):
         return target.copy_(result)
     with torch._C.DisableTorchFunctionSubclass():
+        _refuse_overlap(target, name)
         if isinstance(result, Dual):
             if target.pending is not None and not isinstance(target.pending, Viewed):  # there is no buffer to fill
                 target.become(result.stack.to(target.dtype, copy=True))

@@ -59,7 +59,7 @@ class Interceptor(TorchFunctionMode):
             _refuse_reverse_mode()
         if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
             _refuse_random(name)
-        if (self.session.pending or self.session.reshaped) and _writes(func, name, kwargs):
+        if (self.session.pending or self.session.has_reshaped) and _writes(func, name, kwargs):
             self.session.settle()
             if args and isinstance(args[0], Tensor):
                 self.session.check_layout(args[0])
@@ -181,6 +181,7 @@ def _without_rule(
         )
     if is_inplace(func, name):
         writable(args[0], name, session)
+    kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}  # the caller writes the result back
     with _WITHOUT_DUALS():
         return "fallback", fallback(func, name, args, kwargs, inplace=is_inplace(func, name))
 

@@ -79,6 +79,5 @@ REFUSED = {
 
 # They may return a view: a copy made by the fallback would silently miss writes through it.
 VIEWS_WITHOUT_RULE = frozenset({
-    "hsplit", "vsplit", "dsplit", "atleast_1d", "atleast_2d", "atleast_3d", "sum_to_size", "refine_names", "rename",
-    "align_to", "align_as", "align_tensors", "values", "indices",
+    "refine_names", "rename", "align_to", "align_as", "align_tensors", "values", "indices",
 })  # fmt: skip

@@ -4,6 +4,7 @@ from balanced_rep.autodiff import (
     _rules_attention,
     _rules_linear,
     _rules_norm,
+    _rules_pieces,
     _rules_pointwise,
     _rules_statistics,
     _rules_structure,
@@ -11,6 +12,6 @@ from balanced_rep.autodiff import (
 )
 
 __all__ = [
-    "_rules_attention", "_rules_linear", "_rules_norm", "_rules_pointwise", "_rules_statistics", "_rules_structure",
-    "_rules_views",
+    "_rules_attention", "_rules_linear", "_rules_norm", "_rules_pieces", "_rules_pointwise", "_rules_statistics",
+    "_rules_structure", "_rules_views",
 ]  # fmt: skip

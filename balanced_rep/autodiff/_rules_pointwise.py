@@ -49,6 +49,17 @@ def _elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return torch.where(x > 0, 1.0, alpha * torch.exp(x))
 
 
+def _celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    return torch.where(x > 0, 1.0, torch.exp(x / alpha))
+
+
+SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717  # scale, alpha
+
+
+def _selu(x: Tensor) -> Tensor:
+    return SELU[0] * torch.where(x > 0, 1.0, SELU[1] * torch.exp(x))
+
+
 def _sech2(x: Tensor) -> Tensor:
     y = torch.tanh(x)
     return 1 - y * y
@@ -66,6 +77,8 @@ for _name, _derivative, _formula in (
     ("logsigmoid", lambda x: torch.sigmoid(-x), "t' = t sigmoid(-x)"),
     ("mish", _mish, "t' = t (u + x (1 - u^2) sigmoid(x)), u = tanh(softplus(x))"),
     ("elu", _elu, "t' = t (1 or alpha e^x)"),
+    ("celu", _celu, "t' = t (1 or e^(x / alpha))"),
+    ("selu", _selu, "t' = t scale (1 or alpha e^x)"),
     ("exp", torch.exp, "t' = t y"),
     ("exp2", lambda x: torch.exp2(x) * math.log(2), "t' = t y ln 2"),
     ("expm1", torch.exp, "t' = t e^x"),
@@ -141,6 +154,15 @@ _gated("threshold", lambda x, threshold, value: x <= threshold, _zero, "t' = t a
 _gated(
     "leaky_relu", lambda x, negative_slope=0.01: x <= 0, lambda negative_slope=0.01: negative_slope, "t' = t or slope t"
 )
+
+
+@rule("rrelu", kind="composite", formula="t' = t or (lower + upper) / 2 t (eval mode; refused in training)")
+def _rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Any:
+    return NotImplemented if training else F.leaky_relu(input, (lower + upper) / 2)
+
+
 _elementwise(
     "hardswish",
     lambda x: torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0)),
@@ -190,6 +212,12 @@ def _typed(x: Any) -> Any:
     return torch.empty([0] * x.dim(), dtype=x.dtype) if isinstance(x, Dual) else x
 
 
+def _of(x: Any, ndim: int, dtype: torch.dtype) -> Tensor:
+    """The stack of ``x`` with slots of ``ndim`` dims, for a result of dtype ``dtype``."""
+    s = _align(x.stack, ndim)
+    return s.to(dtype) if x.dim() == 0 else s  # with slots in front it is no tensor without dims to torch any more
+
+
 def _empty(like: Tensor, n_slots: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """An uninitialised stack, in the memory layout of ``like`` if that has its shape."""
     if like.shape == (n_slots, *shape):
@@ -206,7 +234,7 @@ def _sum(x: Any, y: Any, alpha: Any = 1) -> Dual:
     if isinstance(x, Dual) and isinstance(y, Dual):
         if x.shape == y.shape and (x.is_apart or y.is_apart):
             return Dual.of(_fused.summed(x.parts, y.parts, alpha))
-        return Dual(torch.add(_align(x.stack, n), _align(y.stack, n), alpha=alpha))
+        return Dual(torch.add(_of(x, n, dtype), _of(y, n, dtype), alpha=alpha))
     moving = x if isinstance(x, Dual) else y
     if isinstance(x, Dual) and shape == x.shape and dtype == x.dtype:  # a constant leaves the tangents where they are
         value, tangents = x.parts
@@ -276,7 +304,7 @@ def _times_constant(moving: Dual, factor: Any, shape: torch.Size, dtype: torch.d
             return Dual.later(scaled)
         if isinstance(factor, Tensor) and factor.dim() > 0 and dtype.is_floating_point and factor.dtype == dtype:
             return Dual.later(Scaled(*moving.parts, factor))
-    return Dual(_align(moving.stack, n) * factor)
+    return Dual(_of(moving, n, dtype) * factor)
 
 
 @rule("div", kind="pointwise", formula="t' = (t_a - y t_b) / b")
@@ -287,7 +315,7 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     if _plain(other):
         if isinstance(other, int | float) and other == 1 and dtype == input.dtype:
             return Dual.later(Apart(*input.parts))
-        return Dual(_align(input.stack, n) / other)
+        return Dual(_of(input, n, dtype) / other)
     b = _align(other.stack, n)
     dtype = dtype if dtype.is_floating_point or dtype.is_complex else torch.get_default_dtype()
     y0 = torch.div(primal(input), b[0])

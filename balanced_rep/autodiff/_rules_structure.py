@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, lift, primal, slot_dim, slots
 from balanced_rep.autodiff._fused import channels_last, plainly_channels_last
@@ -21,13 +22,29 @@ from balanced_rep.autodiff._session import current
 @rule("contiguous", kind="structure", formula=SAME)
 def _contiguous(input: Dual, memory_format: torch.memory_format = torch.contiguous_format) -> Dual:
     if input.is_contiguous(memory_format=memory_format):
-        if (session := current()) is not None and session.channels_last and not input.is_apart:
-            session.remember_reshape(input.stack, input.stack)
-        return input
+        return _itself(input)
     if input.is_apart and memory_format == torch.contiguous_format:
         value, tangents = input.parts
-        return Dual.later(Apart(value.contiguous(), tangents.contiguous()))
+        y = Dual.later(Apart(value.contiguous(), tangents.contiguous()))
+        if (session := current()) is not None:
+            session.remember_copy(input, y)
+        return y
     return reshaped(input, _reformat(input, memory_format).stack)
+
+
+def _itself(x: Dual) -> Dual:
+    """``x`` where no copy is needed; in the layout of torch one might be."""
+    session = current()
+    if session is None or not session.channels_last or x.is_apart:
+        return x
+    session.remember_reshape(x.stack, x.stack)
+    return Dual(x.stack.detach())  # a tensor of its own: so it is seen whether both are still in use
+
+
+@rule("ravel", kind="view", formula=SAME)
+def _ravel(input: Dual) -> Dual:
+    x = _contiguous(input)
+    return reshaped(x, x.stack.flatten(1) if x.dim() else x.stack.unsqueeze(1))
 
 
 @rule("clone", kind="structure", formula=SAME)
@@ -59,7 +76,11 @@ def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not (s.is_floating_point() or s.is_complex()):
             return s[0].clone()
         new = Dual(s)
-    return new if memory_format == torch.preserve_format else _contiguous(new, memory_format)
+    if memory_format == torch.preserve_format:
+        return new
+    if new is input and suggest_memory_format(input.stack[0]) == memory_format:  # torch asks for no more
+        return _itself(input)
+    return reshaped(new, _reformat(new, memory_format).stack)
 
 
 def _cast(dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -218,7 +239,8 @@ for _name in ("tril", "triu"):
 
 def _pixels(name: str, factor: str) -> None:
     def apply(input: Dual, *args: Any, **kwargs: Any) -> Dual:
-        return Dual(getattr(F, name)(input.stack, args[0] if args else kwargs[factor]))
+        by = args[0] if args else kwargs[factor]
+        return on_rows(lambda rows: getattr(F, name)(rows, by), input, input.dim())
 
     rule(name, kind="structure", formula=SAME)(apply)
 
@@ -272,7 +294,7 @@ RULES[F.fold] = Rule("fold", "structure", lambda input, *a, **k: on_rows(lambda 
 @rule("masked_fill", kind="structure", formula="t' = t where not mask, else 0")
 def _masked_fill(input: Any, mask: Tensor, value: Any) -> Tensor:
     if is_dual(value):
-        return _where(mask, value, input)
+        return _where(mask, value if value.dtype == input.dtype else Dual(value.stack.to(input.dtype)), input)
     s = input.stack
     s = s.reshape(s.shape[0], *[1] * (mask.dim() - input.dim()), *s.shape[1:])  # a mask may have more dims
     y = s.masked_fill(mask, 0)
@@ -314,7 +336,7 @@ def _setitem(input: Any, index: Any, value: Any) -> None:
         input = writable(input, "item assignment", session)
     full = stack_index(index, input.dim())
     s = input.stack
-    if session.reshaped:
+    if session.has_reshaped:
         session.check_layout(s)
     values = value.stack if is_dual(value) else None
     if values is None:

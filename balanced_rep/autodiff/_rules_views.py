@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from balanced_rep.autodiff._dual import Dual, is_dual, slot_dim
 from balanced_rep.autodiff._errors import UnsupportedError
 from balanced_rep.autodiff._fused import channels_last
 from balanced_rep.autodiff._registry import RULES, Rule, rule
-from balanced_rep.autodiff._session import ALONE, current
+from balanced_rep.autodiff._session import ALONE, LayoutError, current
 
 SAME = "t' = f(t)"
 Ints = tuple[Any, ...]
@@ -34,8 +35,11 @@ def _view(input: Dual, *shape: Any, dtype: torch.dtype | None = None, size: Any 
     try:
         return Dual(s.view(s.shape[0], *wanted))
     except RuntimeError:
+        session = current()
         if channels_last(s):  # a convolution's doing: in torch it would be contiguous
             return _view_of_contiguous(input, wanted)
+        if session is not None and session.channels_last:  # perhaps too, farther up
+            raise LayoutError from None
         if s.stride(0) >= max((st * (n - 1) for st, n in zip(s.stride()[1:], s.shape[1:], strict=True)), default=0):
             raise  # the primal alone could not be viewed so either
         return reshaped(input, s.reshape(s.shape[0], *wanted))
@@ -192,11 +196,6 @@ def _flatten(input: Dual, start_dim: int = 0, end_dim: int = -1) -> Dual:
     return reshaped(input, s.flatten(slot_dim(start_dim, input.dim()), slot_dim(end_dim, input.dim())))
 
 
-@rule("ravel", kind="view", formula=SAME)
-def _ravel(input: Dual) -> Dual:
-    return _flatten(input)
-
-
 @rule("unflatten", kind="view", formula=SAME)
 def _unflatten(input: Dual, dim: int, sizes: Any) -> Dual:
     return Dual(input.stack.unflatten(slot_dim(dim, input.dim()), sizes))
@@ -241,24 +240,6 @@ def _meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
 # Several arguments may carry tangents, so it is no view of the first one.
 for _f in (torch.meshgrid, torch._C._VariableFunctions.meshgrid):  # pyright: ignore[reportAttributeAccessIssue]
     RULES[_f] = Rule("meshgrid", "structure", _meshgrid, SAME)
-
-
-_OTHER_NAMES = ("sections", "indices_or_sections", "tensor_indices_or_sections", "split_size")
-
-
-def _pieces(name: str, first: str) -> Callable[..., Any]:
-    def pieces(input: Dual, *args: Any, dim: int = 0, **kwargs: Any) -> tuple[Dual, ...]:
-        how = args[0] if args else next(kwargs[key] for key in (first, *_OTHER_NAMES) if kwargs.get(key) is not None)
-        dim = args[1] if len(args) > 1 else dim
-        return tuple(Dual(p) for p in getattr(input.stack, name)(how, slot_dim(dim, input.dim())))
-
-    return rule(name, kind="view", formula=SAME)(pieces)
-
-
-for _name, _first in {
-    "chunk": "chunks", "split": "split_size_or_sections", "split_with_sizes": "split_sizes", "tensor_split": "indices",
-}.items():  # fmt: skip
-    _pieces(_name, _first)
 
 
 @rule("unbind", kind="view", formula=SAME)
@@ -325,11 +306,17 @@ def stack_index(index: Any, ndim: int) -> tuple[Any, ...]:
     Raises:
         TypeError: If an index carries tangents.
     """
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = index if isinstance(index, tuple) or _is_tuple(index) else (index,)
     parts = tuple(_index_tensor(p) if isinstance(p, list) else p for p in parts)
     if any(is_dual(p) for p in parts):
         raise TypeError("br.jvp: tensors used as indices must be integers or booleans")
     return (slice(None), *parts)
+
+
+def _is_tuple(index: Any) -> bool:
+    """Whether torch takes a list for a tuple: if it is short, and more than numbers are in it."""
+    kinds = (Tensor, Sequence, slice, EllipsisType, type(None))
+    return isinstance(index, list) and len(index) < 32 and any(isinstance(part, kinds) for part in index)
 
 
 def _index_tensor(index: list[Any]) -> Tensor:

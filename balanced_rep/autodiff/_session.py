@@ -53,6 +53,7 @@ class Session:
         keep_layout: Convolutions leave the layout of activations to torch.
         reshaped: What was reshaped while layouts were not torch's, and the result: where torch has a view this may be a
             copy, and the other way round.
+        copied: The same for values without a buffer.
     """
 
     n_slots: int = 1
@@ -73,10 +74,11 @@ class Session:
     pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
     keep_layout: bool = False
     reshaped: list[tuple[StorageWeakRef, StorageWeakRef]] = field(default_factory=list)
+    copied: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = field(default_factory=list)
 
     def restart(self) -> None:
         """Forgets what belongs to a run that is done again."""
-        for kept in (self.calls, self.seconds, self.reasons, self.fresh, self.pending, self.reshaped):
+        for kept in (self.calls, self.seconds, self.reasons, self.fresh, self.pending, self.reshaped, self.copied):
             kept.clear()
         self.channels_last = False
 
@@ -116,8 +118,21 @@ class Session:
             pair = StorageWeakRef(x.untyped_storage()), StorageWeakRef(y.untyped_storage())
             self.reshaped = [*((a, b) for a, b in self.reshaped if not (a.expired() or b.expired())), pair]
 
+    def remember_copy(self, x: Any, y: Any) -> None:
+        """Notes that ``y`` is a copy of ``x``, where torch may have none; neither has a buffer yet."""
+        if self.channels_last:
+            pair = weakref.ref(x), weakref.ref(y)
+            self.copied = [*((a, b) for a, b in self.copied if a() is not None and b() is not None), pair]
+
+    @property
+    def has_reshaped(self) -> bool:
+        """Whether :meth:`check_layout` has something to look at."""
+        return bool(self.reshaped or self.copied)
+
     def check_layout(self, x: Tensor) -> None:
         """Gives this run up if a write into ``x`` may be seen where torch would not show it, or the other way round."""
+        if any(a() is not None and b() is not None for a, b in self.copied):
+            raise LayoutError
         storage = x.untyped_storage()
         alone = torch._C._storage_Use_Count(storage._cdata) <= ALONE
         for pair in self.reshaped:

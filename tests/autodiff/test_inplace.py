@@ -50,6 +50,19 @@ RESHAPED = {
     "source written": lambda y: (v := y.flatten(1), y.mul_(2), y.add_(v.view_as(y)))[1],
     "item": lambda y: y.flatten(1).__setitem__((slice(None), 0), y[:, 0, 0, 0] * 3),
     "copy in torch": lambda y: y.permute(0, 2, 3, 1).reshape(2, 25, 4).mul_(2),
+    "ravel of a part": lambda y: y[..., ::2].ravel().mul_(2),
+    "contiguous in channels last": lambda y: y.relu().contiguous(memory_format=torch.channels_last).mul_(y.sum()),
+    "copied to channels last": lambda y: (v := y.contiguous(memory_format=torch.channels_last), y.mul_(2), y.add_(v)),
+    "part to channels last": lambda y: (
+        v := y[:, 1:].to(memory_format=torch.channels_last),
+        y.mul_(2),
+        y[:, 1:].add_(v),
+    ),
+    "contiguous of what waits": lambda y: (v := (z := y + 1).contiguous(), z.mul_(2), y.add_(v)),
+    "pixel_shuffle": lambda y: (v := F.pixel_shuffle(y, 2).flatten(), v.mul_(2), y.add_(v.view_as(y))),
+    "view of an upsampled part": lambda y: y.add_(
+        F.interpolate(y, scale_factor=2).unflatten(1, (2, 2)).view(2, -1).sum()
+    ),
     "tokens, a copy in torch": lambda y: y.flatten(2).transpose(1, 2).contiguous().mul_(2),
     "through detach": lambda y: y.flatten(1).detach().zero_(),
 }
@@ -68,7 +81,7 @@ def test_writes_through_reshapes_of_a_convolution(name: str, agrees: Callable, d
         assert not y.any()
         return
     agrees(f, x, rtol=1e-4, atol=1e-5)
-    if name != "view":  # which torch refuses
+    if not name.startswith("view"):  # which torch refuses
         agrees(f, x.contiguous(memory_format=torch.channels_last), rtol=1e-4, atol=1e-5)
 
 
@@ -85,6 +98,42 @@ def test_a_reshape_whose_source_is_gone_costs_no_second_run(draw: Callable):
     x = draw(2, 3, 5, 5, dtype=torch.float32)
     jvp(f, x, x[None])
     assert len(calls) == 1
+
+
+def test_writing_where_elements_share_memory_is_refused(agrees: Callable, draw: Callable):
+    """In torch the result depends on the order of writing."""
+    for write in (lambda v: v.mul_(2), lambda v: v.add_(v * 1.0), lambda v: F.silu(v, inplace=True)):
+        with pytest.raises(UnsupportedError, match=r"elements share memory .* Write into a clone"):
+            jvp(lambda x, w=write: w((x * 1).unfold(1, 3, 1)), draw(3, 6), draw(1, 3, 6))
+    agrees(_then(lambda y: y.unfold(1, 3, 1)[:, 1].fill_(2)), draw(3, 6))
+    agrees(_then(lambda y: y.unfold(1, 3, 3).mul_(2)), draw(3, 6))
+
+
+INPLACE_ACTIVATIONS = {
+    "relu": (), "relu6": (), "silu": (), "selu": (), "celu": (0.5,), "elu": (0.7,), "leaky_relu": (0.2,), "mish": (),
+    "hardtanh": (-0.5, 0.5), "hardswish": (), "hardsigmoid": (), "threshold": (0.1, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INPLACE_ACTIVATIONS)
+def test_activations_in_place(name: str, agrees: Callable, draw: Callable):
+    f, args, x = getattr(F, name), INPLACE_ACTIVATIONS[name], draw(3, 6)
+    agrees(_then(lambda y: f(y, *args, inplace=True)), x)
+    agrees(_then(lambda y: f(y[1], *args, inplace=True)), x)
+    agrees(_then(lambda y: f(y, *args, True)), x)
+    for space in (F, torch, Tensor):
+        if (written := getattr(space, f"{name}_", None)) is not None:
+            agrees(_then(lambda y, g=written: g(y.T[2], *args)), x)
+
+
+def test_rrelu_in_evaluation_is_leaky_relu(draw: Callable):
+    """torch has no forward mode for it."""
+    x, t = draw(3, 6), draw(2, 3, 6)
+    for f in (torch.nn.RReLU(0.1, 0.3, inplace=True).eval(), torch.nn.RReLU(0.1, 0.3).eval()):
+        got = jvp(_then(f) if f.inplace else lambda x, f=f: f(x * 1.5) * x, x, t, strict=True)
+        torch.testing.assert_close(got, jvp(lambda x: F.leaky_relu(x * 1.5, 0.2) * x, x, t))
+    with pytest.raises(UnsupportedError, match="rrelu is in training mode"):
+        jvp(torch.nn.RReLU(), x, t)
 
 
 HALF = torch.arange(6) % 2 == 0

@@ -227,7 +227,8 @@ LINEAR = {
 
 ONE = torch.tensor(1.5, dtype=torch.float64)
 POINTWISE = {
-    **{name: getattr(F, name) for name in ("silu", "gelu", "softplus", "logsigmoid", "mish", "elu", "relu", "relu6",
+    **{name: getattr(F, name) for name in ("silu", "gelu", "softplus", "logsigmoid", "mish", "elu", "celu",
+        "selu", "relu", "relu6",
         "hardtanh", "leaky_relu", "hardswish", "hardsigmoid")},
     **{name: getattr(torch, name) for name in ("sigmoid", "tanh", "exp", "exp2", "expm1", "square", "reciprocal", "sin",
         "cos", "atan", "erf", "abs", "neg", "relu")},
@@ -362,7 +363,9 @@ def test_every_rule_has_a_case():
     elsewhere = {
         "scaled_dot_product_attention", "multi_head_attention_forward",  # test_attention
         "__setitem__", "__iter__", "copy_", "fill_", "zero_", "__deepcopy__",  # test_inplace
-        "moments", "energy_entropy", "meshgrid", "linalg_diagonal",  # test_edges
+        "moments", "energy_entropy", "meshgrid", "linalg_diagonal", "hsplit", "vsplit", "dsplit", "sum_to_size",
+        "atleast_1d", "atleast_2d", "atleast_3d",  # test_edges
+        "rrelu",  # test_inplace
         "cpu", "cuda", "double", "half", "bfloat16", "cfloat", "cdouble",  # casts, as float is
         "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "max_pool3d", "max_pool1d_with_indices",
         "max_pool3d_with_indices", "upsample", "upsample_nearest", "upsample_bilinear", "channel_shuffle",
