@@ -19,7 +19,8 @@ __all__ = ["clamp_note", "dense_svd"]
 
 CHUNK = 2**27  # entries of A that are worked on at a time
 LOW_STEEP = 3e-3  # wanted singular values below this share of the largest one drown in bfloat16 rounding
-EXACT_FLOOR = 1e-12  # squared relative error that a float64 spectrum can still tell from rounding
+EXACT_FLOOR = 1e-12  # squared relative error that a float64 spectrum can still tell from rounding ...
+EXACT_NOISE = 8  # ... and for each column of M that many eps: eigenvalues beside a large one err by 1/30 of one
 
 
 @dataclass
@@ -114,8 +115,12 @@ def _exact(M: Dense, plan: Plan) -> _Part:
     Uh, S, Vh, tail, method = exact_triples(M, plan.k)
     total = S.square().sum(-1) + tail
     share = torch.where(total > 0, tail / torch.where(total > 0, total, 1.0), 0.0)
-    tight = (share >= EXACT_FLOOR) | (total == 0)
-    rel_error = torch.where(tight, share, share + EXACT_FLOOR).sqrt()
+    floor = max(EXACT_FLOOR, EXACT_NOISE * M.short * torch.finfo(torch.float64).eps)
+    # Triples without a left vector of their own (left_vectors): each is off by up to twice its singular value.
+    lost = torch.where(S <= torch.finfo(torch.float32).eps * S[..., :1], S, 0.0).square().sum(-1)
+    lost = torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 0.0) if method == "gram" else 0 * share
+    tight = ((share >= floor) & (4 * lost <= 0.02 * share)) | (total == 0)
+    rel_error = torch.where(tight, share, share + 4 * lost + floor).sqrt()
     whole = torch.ones(M.batch, dtype=torch.int64, device=M.device)
     return _Part(Uh, S, Vh, whole, rel_error, tight, whole > 0, 0 * whole, (1 + (method == "gram")) * whole, method)
 

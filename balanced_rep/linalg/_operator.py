@@ -71,8 +71,13 @@ class JacobianOperator:
         reuse: bool = True,
         kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"JacobianOperator: x is {getattr(x, 'dtype', type(x).__name__)}; floating point is needed")
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"JacobianOperator: x is {type(x).__module__}.{type(x).__name__}; a torch tensor is needed, as f "
+                "takes it: torch.as_tensor(x)"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"JacobianOperator: x is {x.dtype}; real floating point is needed, e.g. x.float()")
         self._f, self._x, self._output, self._kwargs = f, x.detach().clone(), output, kwargs or {}
         self._options = {
             "chunk_size": chunk_size, "strict": strict, "output": output, "tangent_dtype": tangent_dtype,

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balanced_rep.linalg._plan import as_integer
 from balanced_rep.linalg._result import SVDInfo
 from balanced_rep.linalg._scatter import leading
 from balanced_rep.linalg._small import eigh_descending, positive_pivots
@@ -69,9 +70,11 @@ class PCAResult:
             A tensor ``(..., k)`` in the dtype of X, float32 for half types.
 
         Raises:
-            TypeError: If it is not.
+            ValueError: If its rows have another length.
+            TypeError: If it is no dense array of real floating point.
         """
-        rows = _real_floating("transform: X", X)
+        rows = _rows("PCAResult.transform: X", X, self.mean.shape[0])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         return (rows - self.mean.to(rows.dtype)) @ self.components.mT.to(rows.dtype)
 
     def inverse_transform(self, Y: Any) -> Tensor:
@@ -84,9 +87,11 @@ class PCAResult:
             A tensor ``(..., n)`` in the dtype of Y, float32 for half types.
 
         Raises:
-            TypeError: If it is not.
+            ValueError: If its rows have another length.
+            TypeError: If it is no dense array of real floating point.
         """
-        rows = _real_floating("inverse_transform: Y", Y)
+        rows = _rows("PCAResult.inverse_transform: Y", Y, self.components.shape[0])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         return rows @ self.components.to(rows.dtype) + self.mean.to(rows.dtype)
 
 
@@ -104,6 +109,7 @@ class StreamingPCA:
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If n_features, k or keep is no integer.
 
     Example:
         >>> import torch
@@ -126,13 +132,14 @@ class StreamingPCA:
         keep: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if n_features < 1 or k < 1:
-            raise ValueError(f"StreamingPCA: n_features={n_features} and k={k}; both must be at least 1")
+        n_features = as_integer("StreamingPCA: n_features", n_features, 1)
+        k = as_integer("StreamingPCA: k", k, 1)
+        keep = 4 * k if keep is None else as_integer("StreamingPCA: keep", keep, 1)
         if mode not in MODES:
             raise ValueError(f"StreamingPCA: mode={mode!r}; known are {', '.join(map(repr, MODES))}")
         self.mode = mode if mode != "auto" else "gram" if n_features <= GRAM_LIMIT else "incremental"
         self.n_features, self.k, self.center = n_features, k, center
-        self.keep = min(4 * k if keep is None else keep, n_features)
+        self.keep = min(keep, n_features)
         if self.keep < min(k, n_features):
             raise ValueError(f"StreamingPCA: keep={keep} rows cannot hold k={k} components")
         self.n_samples = 0
@@ -162,14 +169,9 @@ class StreamingPCA:
         Raises:
             ValueError: If the last dim is another, or a row holds NaN, infinity or a number beyond 1e150; nothing is
                 added then.
-            TypeError: If X is not real floating point.
+            TypeError: If X is no dense array of real floating point.
         """
-        rows, _ = as_tensor(X)
-        if not rows.is_floating_point():
-            raise TypeError(f"StreamingPCA: X is {rows.dtype}; real floating point is needed")
-        if rows.ndim == 0 or rows.shape[-1] != self.n_features:
-            raise ValueError(f"StreamingPCA: X has shape {tuple(rows.shape)}; expected is (..., {self.n_features})")
-        rows = rows.detach().reshape(-1, self.n_features)
+        rows = _rows("StreamingPCA: X", X, self.n_features).detach().reshape(-1, self.n_features)
         for first, panel in self._panels(rows):
             if not bool((finite := panel.isfinite().all(-1)).all()):
                 raise ValueError(f"StreamingPCA: row {first + int((~finite).nonzero()[0])} of X holds NaN or infinity")
@@ -205,7 +207,10 @@ class StreamingPCA:
 
         Raises:
             ValueError: If the settings differ, or it is the same object.
+            TypeError: If it is something else.
         """
+        if not isinstance(other, StreamingPCA):
+            raise TypeError(f"StreamingPCA: merge takes another StreamingPCA, not {type(other).__name__}")
         mine, theirs = self._settings(), other._settings()
         if mine != theirs:
             raise ValueError(f"StreamingPCA: cannot merge {theirs} into {mine} (n_features, k, keep, center, gram)")
@@ -229,12 +234,13 @@ class StreamingPCA:
 
         Raises:
             ValueError: If nothing was seen, the squares of what was seen are all zero, or k is out of range.
+            TypeError: If k is no integer.
         """
-        k = self.k if k is None else k
+        k = self.k if k is None else as_integer("StreamingPCA: k", k, 1)
         if self.n_samples == 0:
             raise ValueError("StreamingPCA: no rows yet; call update first")
         most = self.n_features if self.mode == "gram" else self.keep
-        if k < 1 or min(k, self.n_features) > most:
+        if min(k, self.n_features) > most:
             raise ValueError(f"StreamingPCA: k={k}; expected is 1 to {most}")
         _, mean, rows, energy = self._state()
         if float(energy) == 0 and 0 < (size := float(mean.abs().amax())) < 1 / LARGEST:
@@ -362,9 +368,13 @@ class StreamingPCA:
         return float(1 - rows.square().sum() / energy) if float(energy) > 0 else 0.0
 
 
-def _real_floating(what: str, X: Any) -> Tensor:
-    """Rows as a tensor of at least float32."""
+def _rows(what: str, X: Any, n: int) -> Tensor:
+    """``(..., n)`` as a tensor, and nothing that torch would broadcast to it."""
     rows, _ = as_tensor(X)
+    if rows.layout != torch.strided:
+        raise TypeError(f"{what} is sparse ({rows.layout}); dense rows are needed, a part at a time with X.to_dense()")
     if not rows.is_floating_point():
-        raise TypeError(f"PCAResult.{what} is {rows.dtype}; real floating point is needed")
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        raise TypeError(f"{what} is {rows.dtype}; real floating point is needed")
+    if rows.ndim == 0 or rows.shape[-1] != n:
+        raise ValueError(f"{what} has shape {tuple(rows.shape)}; expected is (..., {n})")
+    return rows

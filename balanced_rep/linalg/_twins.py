@@ -40,12 +40,13 @@ def svd_lowrank(
         ``(U, S, V)``, V ``(..., n, q)`` and not transposed, with ``.info``.
 
     Raises:
-        ValueError: If q or ``niter`` is negative.
-        TypeError: If one is no integer.
+        ValueError: If q or ``niter`` is negative, or M does not fit.
+        TypeError: If one is no integer, or A or M no tensor.
     """
+    _check_tensor("svd_lowrank: A", A)
     niter = as_integer("svd_lowrank: niter", 2 if niter is None else niter, 0)
     q = as_integer("svd_lowrank: q", 6 if q is None else q, 0)
-    found = randomized_svd(A if M is None else A - M, q, rounds=_rounds(A, q, niter), seed=seed)
+    found = randomized_svd(A if M is None else _less(A, M), q, rounds=_rounds(A, q, niter), seed=seed)
     return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
 
 
@@ -66,8 +67,9 @@ def pca_lowrank(
 
     Raises:
         ValueError: If q is out of range or ``niter`` is negative.
-        TypeError: If one is no integer.
+        TypeError: If one is no integer, or A no tensor.
     """
+    _check_tensor("pca_lowrank: A", A)
     m, n = A.shape[-2:]
     q = as_integer("pca_lowrank: q", min(6, m, n) if q is None else q, 0)
     if q > min(m, n):
@@ -107,8 +109,12 @@ def randomized_svd_sklearn(
 
     Raises:
         ValueError: If a number is negative.
-        TypeError: If one is no integer.
+        TypeError: If one is no integer, or M neither an array nor a matrix.
     """
+    if not hasattr(M, "shape"):
+        raise TypeError(
+            f"randomized_svd_sklearn: M is {type(M).__name__}; an array or a sparse matrix is needed: numpy.asarray(M)"
+        )
     k = as_integer("randomized_svd_sklearn: n_components", n_components, 0)
     if isinstance(n_iter, str) and n_iter == "auto":
         n_iter = 7 if k < 0.1 * min(M.shape) else 4
@@ -124,6 +130,36 @@ def randomized_svd_sklearn(
         turn = np.where(turn == 0, 1, turn)
         return U * turn.conj(), S, Vh * turn.T
     return U, S, Vh
+
+
+def _check_tensor(what: str, A: Any) -> None:
+    if not isinstance(A, Tensor):
+        raise TypeError(
+            f"{what} is {type(A).__module__}.{type(A).__name__}; a torch tensor is needed: torch.as_tensor(A), or call "
+            "randomized_svd, which takes numpy and cupy arrays, operators and scipy's sparse matrices"
+        )
+    if A.ndim < 2:
+        raise ValueError(f"{what} has shape {tuple(A.shape)}; at least two dims (..., m, n) are needed")
+
+
+def _less(A: Tensor, M: Any) -> Tensor:
+    """``A - M``, in the shape of A."""
+    if not isinstance(M, Tensor):
+        raise TypeError(f"svd_lowrank: M is {type(M).__module__}.{type(M).__name__}; a torch tensor is needed")
+    if A.layout != torch.strided and M.layout == torch.strided:
+        raise TypeError(
+            "svd_lowrank: A is sparse and M dense, so that A - M has no zeros left: take A.to_dense(), or for the "
+            "means of columns as M pca_lowrank(A, q), which keeps A sparse"
+        )
+    try:
+        fits = torch.broadcast_shapes(A.shape, M.shape) == A.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"svd_lowrank: M has shape {tuple(M.shape)}; expected is {tuple(A.shape)}, or what expands to it"
+        )
+    return A - (M.to_dense() if A.layout == torch.strided else M)
 
 
 def _rounds(A: Any, q: int, niter: int) -> int | None:

@@ -358,6 +358,8 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=match):
             br.jacobian_svd(f, x, **{"k": K, **options})
+    with pytest.raises(TypeError, match=r"x is numpy\.ndarray; a torch tensor is needed, .*torch\.as_tensor\(x\)"):
+        br.jacobian_svd(torch.tanh, normal(90).numpy(), 3)  # found once: "x is float64; floating point is needed"
     with pytest.raises(TypeError, match="int64"):
         br.jacobian_svd(f, torch.zeros(N, dtype=torch.int64), K)
     with pytest.raises(ValueError, match=r"start has right vectors .* expected is \(k, 220\)"):

@@ -317,6 +317,54 @@ def test_bad_arguments():
         br.StreamingPCA.from_state_dict({k: v for k, v in state.items() if k != "energy"})
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_of_another_length_are_refused(mode):
+    """Found once: rows of length 1 were broadcast, and became coordinates."""
+    found = stream(activations(60, 20), mode=mode).finalize()
+    for shape in ((1,), (5, 1), (5, 19), (5, 21), ()):
+        with pytest.raises(ValueError, match=r"PCAResult.transform: X has shape .*; expected is \(\.\.\., 20\)"):
+            found.transform(torch.ones(shape))
+    for shape in ((1,), (5, 1), (5, K + 1), ()):
+        with pytest.raises(ValueError, match=rf"inverse_transform: Y has shape .*; expected is \(\.\.\., {K}\)"):
+            found.inverse_transform(np.ones(shape))
+    assert found.transform(torch.ones(2, 3, 20)).shape == (2, 3, K)
+    assert found.inverse_transform(torch.ones(0, K)).shape == (0, 20)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_rows_are_refused(layout):
+    """Found once: torch said that reshape is not implemented."""
+    X = activations(60, 20)
+    X = X.to_sparse() if layout == "coo" else X.to_sparse_csr()
+    pca = br.StreamingPCA(20, 3)
+    with pytest.raises(TypeError, match=r"StreamingPCA: X is sparse \(torch.sparse_.*X.to_dense\(\)"):
+        pca.update(X)
+    assert pca.n_samples == 0
+    found = pca.update(X.to_dense()).finalize()
+    with pytest.raises(TypeError, match=r"transform: X is sparse"):
+        found.transform(X)
+
+
+@pytest.mark.parametrize("bad", [2.5, 3.0, True, "3", torch.tensor(2.5)])
+def test_numbers_that_count_are_integers(bad):
+    """Found once: k=2.5 was taken, and finalize failed."""
+    for arguments in (
+        {"n_features": bad, "k": 3},
+        {"n_features": 20, "k": bad},
+        {"n_features": 20, "k": 1, "keep": bad},
+    ):
+        with pytest.raises(
+            TypeError, match=r"StreamingPCA: (n_features|k|keep)=.*; an integer of at least 1 is needed"
+        ):
+            br.StreamingPCA(**arguments)
+    pca = br.StreamingPCA(np.int64(20), torch.tensor(3), keep=np.int32(7)).update(normal(30, 20))
+    assert repr(pca) == "StreamingPCA(n_features=20, k=3, mode='gram', n_samples=30)"
+    with pytest.raises(TypeError, match=r"k=.*; an integer of at least 1"):
+        pca.finalize(bad)
+    with pytest.raises(TypeError, match="another StreamingPCA, not int"):
+        pca.merge(3)
+
+
 def with_setting(state: dict[str, Tensor], place: int, value: int) -> Tensor:
     return state["settings"].index_fill(0, torch.tensor([place]), value)
 

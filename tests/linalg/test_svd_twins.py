@@ -107,3 +107,35 @@ def test_no_number_that_counts_is_cut_to_an_integer(call, name):
     """Found once: 2.7 components became 2."""
     with pytest.raises(TypeError, match=rf"{name}=2\.7; an integer of at least 0 is needed"):
         call(normal(90, 70))
+
+
+def test_what_is_no_tensor_is_named():
+    """Found once: a list had no attribute 'shape', and a numpy array none of the name 'mH'."""
+    X = normal(90, 70)
+    for given in ([[1.0, 2.0]], X.numpy(), scipy.sparse.csr_matrix(X.numpy())):
+        for call in (svd_lowrank, pca_lowrank):
+            with pytest.raises(TypeError, match=r"A is [a-z._]*\.\w+; a torch tensor is needed: torch.as_tensor\(A\)"):
+                call(given, 2)
+    for call in (svd_lowrank, pca_lowrank):
+        with pytest.raises(ValueError, match=r"A has shape \(90,\); at least two dims"):
+            call(X[:, 0], 2)
+    with pytest.raises(TypeError, match="M is list; an array or a sparse matrix"):
+        randomized_svd_sklearn([[1.0, 2.0]], 1)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_what_is_subtracted(layout):
+    """Found once: of sparse matrices torch said that the sum is not supported; M of more dims made a batch."""
+    X, mean = normal(90, 70).relu(), normal(1, 70)
+    sparse = X.to_sparse() if layout == "coo" else X.to_sparse_csr()
+    with pytest.raises(TypeError, match="A is sparse and M dense"):
+        svd_lowrank(sparse, 3, M=mean)
+    full = normal(90, 70, seed=1)
+    want = svd_lowrank(full - X, 3).S
+    torch.testing.assert_close(svd_lowrank(full, 3, M=sparse).S, want)
+    torch.testing.assert_close(svd_lowrank(full, 3, M=mean).S, svd_lowrank(full - mean, 3).S)
+    for bad in (normal(2, 7), normal(4, 90, 70)):
+        with pytest.raises(ValueError, match=r"M has shape .*; expected is \(90, 70\)"):
+            svd_lowrank(full, 3, M=bad)
+    with pytest.raises(TypeError, match=r"M is numpy\.ndarray; a torch tensor"):
+        svd_lowrank(full, 3, M=mean.numpy())
