@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from balanced_rep.autodiff._inputs import read_inputs
+from balanced_rep.autodiff._inputs import check_kwargs, read_inputs
 from balanced_rep.autodiff._jvp import choose_tangent_dtype, run_chunks
 from balanced_rep.autodiff._products import measured
 from balanced_rep.autodiff._properties import TANGENT_STOPS
@@ -95,6 +95,7 @@ def explain(
         Counts and times.
     """
     check_module(f)
+    given = check_kwargs(kwargs)
     if tangents is None:
         several = isinstance(primals, tuple)
         random = pytree.tree_map(partial(_random, n_tangents), primals[0] if several else primals)
@@ -103,7 +104,7 @@ def explain(
     call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
     session = Session(module=f if isinstance(f, torch.nn.Module) else None, timed=True)
     choose_tangent_dtype(session, inputs, tangent_dtype)
-    run_chunks(call, inputs, kwargs or {}, "auto", session)
+    run_chunks(call, inputs, given, "auto", session)
     by_route: dict[str, dict[str, int]] = {route: {} for route in ("rule", "composite", "fallback", "primal")}
     for (route, name), n in session.calls.most_common():
         by_route[route][name] = n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from balanced_rep.autodiff._dual import Dual
 from balanced_rep.autodiff._errors import UnsupportedError
 
-__all__ = ["Inputs", "read_inputs", "unwritten"]
+__all__ = ["Inputs", "check_kwargs", "read_inputs", "unwritten"]
 
 
 @dataclass
@@ -88,6 +88,28 @@ def unwritten(inputs: Inputs, kwargs: dict[str, Any]) -> Iterator[None]:
                 f"br.jvp: f wrote into {name}, of shape {tuple(x.shape)}: every chunk of tangents would see another "
                 f"value, and the tensor has changed. Let f write into a copy: {name}.clone()"
             )
+
+
+def check_kwargs(kwargs: Any) -> dict[str, Any]:
+    """Keyword arguments as the caller gives them.
+
+    Args:
+        kwargs: A dict or ``None``.
+
+    Returns:
+        The dict.
+
+    Raises:
+        TypeError: If it is something else, or a key is no string.
+    """
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"br.jvp: kwargs must be a dict, got {type(kwargs).__name__}; pass {{'name': value}}")
+    for key in kwargs:
+        if not isinstance(key, str):
+            raise TypeError(f"br.jvp: kwargs must have names as keys, got {key!r}, a {type(key).__name__}")
+    return dict(kwargs)
 
 
 def read_inputs(primals: Any, tangents: Any) -> Inputs:

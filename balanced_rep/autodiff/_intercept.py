@@ -168,6 +168,11 @@ def _without_rule(
         return "primal", result
     if name in known.RANDOM or _is_active_dropout(name, args, kwargs):
         _refuse_random(name)
+    if name == "instance_norm" and _updates_statistics(args, kwargs):
+        raise UnsupportedError(
+            f"br.jvp: instance normalisation is in training mode{calling_module()}: it would change the running "
+            "statistics. Call model.eval()."
+        )
     if (why := known.REFUSED.get(short)) is not None:
         raise UnsupportedError(f"br.jvp: {name} on a value with tangents{calling_module()}: it {why}.")
     if base in known.VIEWS_WITHOUT_RULE or returns_view(func):
@@ -184,6 +189,11 @@ def _without_rule(
     kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}  # the caller writes the result back
     with _WITHOUT_DUALS():
         return "fallback", fallback(func, name, args, kwargs, inplace=is_inplace(func, name))
+
+
+def _updates_statistics(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    running = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+    return running is not None and bool(kwargs.get("use_input_stats", args[5] if len(args) > 5 else True))
 
 
 def _makes_integers(kwargs: dict[str, Any]) -> bool:

@@ -13,12 +13,13 @@ from torch._C._functorch import get_interpreter_stack
 from balanced_rep.autodiff import _products
 from balanced_rep.autodiff import _rules as _rules  # registers the rules
 from balanced_rep.autodiff._errors import UnsupportedError
-from balanced_rep.autodiff._inputs import Inputs, read_inputs, unwritten
+from balanced_rep.autodiff._inputs import Inputs, check_kwargs, read_inputs, unwritten
 from balanced_rep.autodiff._memory import LiveBytes, available_bytes, chunk_that_fits, surely_fits
 from balanced_rep.autodiff._outputs import Collected, split_output
 from balanced_rep.autodiff._reference import jvp_reference
 from balanced_rep.autodiff._run import capture, check_module, run
 from balanced_rep.autodiff._session import LayoutError, Session, current
+from balanced_rep.autodiff._state import State, check_same_output
 from balanced_rep.autodiff._tape import Tape
 from balanced_rep.ops._jvp import HALF
 
@@ -135,7 +136,7 @@ def products(
     if not (chunk_size in ("auto", None) or (isinstance(chunk_size, int) and chunk_size >= 1)):
         raise ValueError(f"br.jvp: chunk_size={chunk_size!r}; accepted are 'auto', None and integers from 1")
     call = f if output is None else capture(f, output)  # pyright: ignore[reportArgumentType]
-    kwargs = kwargs or {}
+    kwargs = check_kwargs(kwargs)
     if _inside_transform():
         return jvp_reference(call, inputs, kwargs)
     _refuse_graph(inputs)
@@ -221,13 +222,19 @@ def run_chunks(
     if k == 0:
         return _no_tangents(f, inputs, kwargs, session)
     collected = Collected(k)
+    session.state = State(session.module)
     y, step = None, k if chunk_size is None else chunk_size
     if step == "auto":
         y, step = _pilot(f, inputs, kwargs, session, collected)
     while collected.at < k:
         part = slice(collected.at, min(collected.at + int(step), k))
+        if collected.at:
+            session.state.check()
         value, t = one_pass(f, inputs, kwargs, part, session, tape)
-        y = value if y is None else y
+        if collected.at:
+            check_same_output(y, value)
+        else:
+            y = value
         collected.add(t, part.stop - part.start)
     return y, collected.tree
 
@@ -260,6 +267,7 @@ def one_pass(
     session.n_slots = 1 + n
     result = _attempt(f, inputs, kwargs, part, session, tape)
     if session.tape is not None and not session.tape.finish():
+        _check_state(session)
         result = _attempt(f, inputs, kwargs, part, session, tape)
         session.tape.finish()
     value, t, tensors, moving = split_output(result, n, contiguous=session.channels_last)
@@ -276,6 +284,11 @@ def one_pass(
     return value, t
 
 
+def _check_state(session: Session) -> None:
+    if session.state is not None:
+        session.state.check()
+
+
 def _attempt(
     f: Callable[..., Any], inputs: Inputs, kwargs: dict[str, Any], part: slice, session: Session, tape: Tape | None
 ) -> Any:
@@ -286,6 +299,7 @@ def _attempt(
             return run(f, inputs.stacked(part), kwargs, session)
         except LayoutError:
             session.restart()
+    _check_state(session)
     session.keep_layout = True
     session.remarks.append(
         "convolutions keep torch's layout, which may be slower: a value is written into that shares memory with a "

@@ -32,8 +32,9 @@ def run(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], se
         result = _call(f, args, kwargs, session)
     if before is not None and not torch.equal(before, torch.get_rng_state()):
         raise UnsupportedError(
-            "br.jvp: f drew random numbers: every chunk of tangents would belong to a different function. Call "
-            "model.eval(), or draw the numbers outside and pass them in."
+            "br.jvp: f changed torch's random number generator: it drew random numbers in code that is not seen here "
+            "(compiled extensions, another library), or called torch.manual_seed. Every chunk of tangents would belong "
+            "to a different function. Call model.eval(), or draw the numbers outside and pass them in."
         )
     return result
 

@@ -53,6 +53,7 @@ class Session:
         keep_layout: Convolutions leave the layout of activations to torch.
         reshaped: What was reshaped while layouts were not torch's, and the result: where torch has a view this may be a
             copy, and the other way round.
+        state: What the model was before the first pass.
         copied: The same for values without a buffer.
     """
 
@@ -74,6 +75,7 @@ class Session:
     pending: dict[int, weakref.ref[Any]] = field(default_factory=dict)
     keep_layout: bool = False
     reshaped: list[tuple[StorageWeakRef, StorageWeakRef]] = field(default_factory=list)
+    state: Any = None
     copied: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = field(default_factory=list)
 
     def restart(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.autodiff._fallback import differentiable
+from balanced_rep.autodiff._inputs import check_kwargs
 from balanced_rep.autodiff._jvp import products
 from balanced_rep.autodiff._memory import available_bytes
 from balanced_rep.autodiff._run import capture
@@ -78,7 +79,7 @@ class JacobianOperator:
             )
         if not x.is_floating_point():
             raise TypeError(f"JacobianOperator: x is {x.dtype}; real floating point is needed, e.g. x.float()")
-        self._f, self._x, self._output, self._kwargs = f, x.detach().clone(), output, kwargs or {}
+        self._f, self._x, self._output, self._kwargs = f, x.detach().clone(), output, check_kwargs(kwargs)
         self._options = {
             "chunk_size": chunk_size, "strict": strict, "output": output, "tangent_dtype": tangent_dtype,
             "kwargs": self._kwargs,

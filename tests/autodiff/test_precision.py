@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from balanced_rep.autodiff import _products, _rules_linear, explain, jvp
+from balanced_rep.autodiff import _products, _rules_linear, explain, jvp, trace
 from balanced_rep.autodiff._products import Speeds
 
 LOW = [torch.bfloat16, torch.float16]
@@ -115,6 +115,17 @@ def test_everything_works_on_such_a_value(name: str, worth: None):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
         assert c.dtype == d.dtype
         assert (d - c).norm() <= 2e-2 * c.norm()
+
+
+def test_traced(worth: None):
+    model, x, t = Block().eval(), draw(2, 8, 6, 6), draw(2, 2, 8, 6, 6)
+    graph = trace(model, x, 2, tangent_dtype=torch.bfloat16)
+    want = jvp(model, x, t, tangent_dtype=torch.bfloat16)
+    torch.testing.assert_close(graph(x, t), want, rtol=1e-2, atol=1e-3)
+    assert relative(graph(x, t)[1], jvp(model, x, t)[1]) > 1e-5
+    assert any("bfloat16" in str(n.args) + str(n.kwargs) for n in graph.graph.nodes)
+    with pytest.raises(ValueError, match=r"tangent_dtype=torch\.int8; accepted are"):
+        trace(model, x, 2, tangent_dtype=torch.int8)
 
 
 def test_where_it_is_not_faster_tangents_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: Any):
