@@ -45,7 +45,7 @@ def reproduce(
         check_output_folder(out)
         with _progress(len(only or EXPERIMENTS)) as tell:
             parts = run(out, Settings(quick, seed), only=only, tell=tell)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)), highlight=False)
         sys.exit(1)
     if as_json:

@@ -145,20 +145,21 @@ def find_taps(net: nn.Module) -> dict[str, Tap]:
     """
     at = architecture(net).at
     found: dict[str, Tap] = {}
+    module: Any
     for name, module in net.named_modules():
         kind = type(module).__name__
         if kind == "ResnetBlock2D":
             text = f"activation behind the second norm of {name}, (batch, {module.out_channels}, h, w)"
-            found[f"{name}.conv2"] = Tap(text, "input", "map")
+            found[f"{name}.conv2"] = Tap(text, "input", "map", module.out_channels)
         elif kind == "FeedForward" and "ff_context" not in name:
-            inner: Any = module.net[2]  # pyright: ignore[reportIndexIssue]
+            inner = module.net[2]
             text = f"hidden activation of the MLP {name}, (batch, tokens, {inner.in_features})"
-            found[f"{name}.net.2" if at == "input" else f"{name}.net.0"] = Tap(text, at, "tokens")  # pyright: ignore[reportArgumentType]
+            found[f"{name}.net.2" if at == "input" else f"{name}.net.0"] = Tap(text, at, "tokens", inner.in_features)  # pyright: ignore[reportArgumentType]
         elif kind == "FluxSingleTransformerBlock":
             text = (
                 f"hidden activation of the MLP of {name}, text tokens first, (batch, tokens, {module.mlp_hidden_dim})"
             )
-            found[f"{name}.act_mlp"] = Tap(text, "output", "tokens")
+            found[f"{name}.act_mlp"] = Tap(text, "output", "tokens", module.mlp_hidden_dim)
     return {PREFIX + name: found[name] for name in sorted(found, key=_place)}
 
 

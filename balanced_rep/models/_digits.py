@@ -149,8 +149,8 @@ class DigitsDenoiser(EDMDenoiser):
         layers: dict[str, str | Tap] = {}
         for i in range(depth):
             last = ", the last hidden activation" if i == depth - 1 else ""
-            layers[f"net.blocks.{i}.act"] = f"ReLU of block {i}{last}, (batch, {width})"
-            layers[f"net.blocks.{i}"] = f"residual stream after block {i}, (batch, {width})"
+            layers[f"net.blocks.{i}.act"] = Tap(f"ReLU of block {i}{last}, (batch, {width})", units=width)
+            layers[f"net.blocks.{i}"] = Tap(f"residual stream after block {i}, (batch, {width})", units=width)
         super().__init__(
             ResidualMLP(SAMPLE_SHAPE, width=width, depth=depth, generator=generator),
             sigma_data=sigma_data,

@@ -20,11 +20,13 @@ class Tap:
         at: Whether it is what the module is called with or what it returns.
         kind: Its layout: "features" `(batch, features)`, "map" `(batch, channels, *spatial)` or "tokens"
             `(batch, tokens, features)`.
+        units: How many channels or features it has; `None` if that is not known before the model runs.
     """
 
     text: str
     at: Literal["input", "output"] = "output"
     kind: Literal["features", "map", "tokens"] = "features"
+    units: int | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -88,7 +88,8 @@ class ReLUDAE(nn.Module):
     @property
     def layers(self) -> Mapping[str, Tap]:
         """The one tap: the hidden layer."""
-        return MappingProxyType({"act": Tap(f"hidden representation [W1^T y]_+, (batch, {self.W1.shape[1]})")})
+        units = self.W1.shape[1]
+        return MappingProxyType({"act": Tap(f"hidden representation [W1^T y]_+, (batch, {units})", units=units)})
 
     @property
     def null_condition(self) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
+from balanced_rep.models import Tap
+from balanced_rep.stats._record_layers import near_names
 from balanced_rep.stats._record_time import Moment, TimestepSource
 from balanced_rep.steering._direction import Direction
 
-__all__ = ["Strength", "levels_after", "steer", "window"]
+__all__ = ["Strength", "another_width", "as_strengths", "levels_after", "steer", "window"]
 
 Strength = float | Tensor | Callable[[float], float | Tensor]
 
@@ -32,10 +36,15 @@ def steer(model: Any, direction: Direction, strength: Strength) -> Iterator[None
         Nothing.
 
     Raises:
-        ValueError: If a layer of the direction is not in the model, or does not have as many units.
-        TypeError: If `model` is neither a module nor a pipeline.
+        ValueError: If a layer of the direction is not in the model, or does not have as many units; or the strength is
+            not finite. At once, if the number of units is known; where only a forward pass tells it, in the first.
+        TypeError: If `model` is neither a module nor a pipeline, `direction` no direction or `strength` none of these.
     """
+    if not isinstance(direction, Direction):
+        raise TypeError(f"steer: a Direction is needed, see steering.direction, got {type(direction).__name__}.")
     root, layers = _layers(model, direction)
+    if not callable(strength):
+        _check_strength(strength)
     now: dict[str, Any] = {"strength": None if callable(strength) else strength}
     with ExitStack() as undo:
         if callable(strength):
@@ -48,7 +57,9 @@ def steer(model: Any, direction: Direction, strength: Strength) -> Iterator[None
                     raise ValueError(
                         f"steer: a strength that depends on the noise level needs one level per pass; this one {got}."
                     )
-                now["strength"] = strength(levels[0])
+                now["strength"] = chosen = strength(levels[0])
+                if not isinstance(chosen, Tensor):  # the values of one are left to whoever made it: a device would wait
+                    _check_strength(chosen)
 
             undo.callback(root.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for name, (module, vector) in layers.items():
@@ -66,8 +77,65 @@ def window(strength: float | Tensor, low: float, high: float) -> Callable[[float
 
     Returns:
         What `steer` takes.
+
+    Raises:
+        ValueError: If the strength is not finite, or no level can be between the two.
+        TypeError: If the strength is neither a number nor a tensor.
     """
+    _check_strength(strength)
+    if not low <= high:
+        raise ValueError(f"window: low must be at most high, got {low} and {high}: it would act nowhere.")
     return lambda level: strength if low <= level <= high else 0.0
+
+
+def _check_strength(strength: Any) -> None:
+    """A finite number, or a tensor of them with one for each row."""
+    if not isinstance(strength, Real | Tensor):
+        raise TypeError(
+            "steer: a strength is a number, a tensor (batch,) or a function of the noise level that gives one of "
+            f"these, got {strength!r}."
+        )
+    if isinstance(strength, Tensor) and strength.ndim > 1:
+        raise ValueError(
+            f"steer: a tensor of strengths has shape () or (batch,), one for each row, got {tuple(strength.shape)}."
+        )
+    if not (bool(strength.isfinite().all()) if isinstance(strength, Tensor) else math.isfinite(strength)):
+        raise ValueError(f"steer: strengths must be finite, got {strength}.")
+
+
+def as_strengths(what: str, strengths: Any) -> list[float]:
+    """Checks a list of strengths.
+
+    Args:
+        what: Beginning of messages.
+        strengths: Finite numbers, a sequence of them or a tensor `(S,)`.
+
+    Returns:
+        The numbers, at least one.
+
+    Raises:
+        ValueError: If there is none, or one is no finite number.
+    """
+    found = strengths.tolist() if hasattr(strengths, "tolist") else strengths
+    listed = list(found) if isinstance(found, Iterable) and not isinstance(found, str) else []
+    numbers = [s.item() if isinstance(s, Tensor) and not s.ndim else s for s in listed]
+    if not numbers or not all(isinstance(s, Real) and math.isfinite(s) for s in numbers):
+        raise ValueError(
+            f"{what}: strengths must be finite numbers, at least one, such as (0.0, 0.5, 1.0), got {strengths!r}."
+        )
+    return [float(s) for s in numbers]
+
+
+def _units(model: nn.Module, name: str, module: nn.Module, at: str) -> int | None:
+    """How many units a layer has, if that is known before the model runs."""
+    labelled = getattr(model, "layers", None)
+    tap = labelled.get(name) if isinstance(labelled, Mapping) else None
+    if isinstance(tap, Tap) and tap.at == at and tap.units is not None:
+        return tap.units
+    sizes = ("in_features", "in_channels") if at == "input" else ("out_features", "out_channels")
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        return None
+    return next(getattr(module, size) for size in sizes if hasattr(module, size))
 
 
 def _layers(model: Any, direction: Direction) -> tuple[nn.Module, dict[str, tuple[nn.Module, Tensor]]]:
@@ -84,9 +152,24 @@ def _layers(model: Any, direction: Direction) -> tuple[nn.Module, dict[str, tupl
     for name, vector in direction.vectors.items():
         own = name if name in modules else name.removeprefix("net.")
         if own not in modules:
-            raise ValueError(f"steer: the model has no layer {name!r}; the direction was made with another one.")
+            near = near_names(own, list(modules)) or list(modules)[-3:]
+            raise ValueError(
+                f"steer: the model has no layer {name!r}; the direction was made with another one. It has such as "
+                f"{', '.join(near)}."
+            )
+        units = _units(model, name, modules[own], direction.at[name])
+        if units is not None and units != len(vector):
+            raise ValueError(another_width("steer", name, units, vector))
         found[name] = (modules[own], vector)
     return model, found
+
+
+def another_width(what: str, name: str, units: int, vector: Tensor) -> str:
+    """What is said of a layer and a vector that differ in size."""
+    return (
+        f"{what}: layer {name!r} of this model has {units} units and its vector {len(vector)}; the direction was made "
+        "with another model. Make it with this one, or one of the same architecture."
+    )
 
 
 def _hook(name: str, module: nn.Module, at: str, kind: str, vector: Tensor, now: dict[str, Any]) -> Callable[[], None]:
@@ -96,7 +179,7 @@ def _hook(name: str, module: nn.Module, at: str, kind: str, vector: Tensor, now:
             return h  # bit for bit
         dim = 1 if kind == "map" else h.ndim - 1
         if h.shape[dim] != len(vector):
-            raise ValueError(f"steer: {name} has {h.shape[dim]} units and its vector {len(vector)}.")
+            raise ValueError(another_width("steer", name, h.shape[dim], vector))
         tail = h.ndim - 1 - dim
         v = vector.to(h.device, h.dtype).view(-1, *[1] * tail)
         if isinstance(strength, Tensor):
@@ -118,17 +201,29 @@ def _hook(name: str, module: nn.Module, at: str, kind: str, vector: Tensor, now:
     return module.register_forward_hook(after).remove
 
 
-def levels_after(sigmas: Sequence[float], start: float, end: float) -> tuple[float, float]:
+def levels_after(sigmas: Sequence[float], steps: Sequence[float]) -> tuple[float, float]:
     """The window of noise levels between two fractions of a schedule.
 
     Args:
-        sigmas: Decreasing levels, the last one 0.
-        start: Fraction of the steps after which it begins.
-        end: Fraction of the steps after which it ends.
+        sigmas: Decreasing levels, the last one that of the result.
+        steps: Fractions of the steps after which the window begins and ends.
 
     Returns:
-        Smallest and largest level; empty (high < low) if no step is in between.
+        Smallest and largest level.
+
+    Raises:
+        ValueError: If these are no two fractions in order, or no step is in between.
     """
-    steps = sigmas[:-1]
-    chosen = steps[round(start * len(steps)) : round(end * len(steps))]
-    return (chosen[-1], chosen[0]) if chosen else (1.0, 0.0)
+    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+        raise ValueError(
+            "steered_samples: steps= must be two fractions of the schedule, 0 <= start < end <= 1, got "
+            f"{tuple(steps)}: the direction would act nowhere."
+        )
+    n = len(sigmas) - 1
+    first, last = (round(share * n) for share in steps)
+    if first == last:
+        raise ValueError(
+            f"steered_samples: steps=({steps[0]:g}, {steps[1]:g}) holds none of the {n} steps; take a wider window, or "
+            "more steps."
+        )
+    return sigmas[last - 1], sigmas[first]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ __all__ = ["Direction", "direction", "unit_means"]
 FORMAT = "balanced-rep direction 1"
 METADATA_KEY = "balanced_rep_direction"
 Kind = Literal["features", "map", "tokens"]
+Place = Literal["input", "output"]
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A vector for each of some layers.
+    """A vector for each of some layers; what does not fit together raises a ValueError.
 
     Attributes:
         vectors: Layer to vector over its units (channels or features), float32 `(units,)`.
@@ -36,9 +37,28 @@ class Direction:
     """
 
     vectors: dict[str, Tensor]
-    at: dict[str, Literal["input", "output"]]
+    at: dict[str, Place]
     kind: dict[str, Kind]
     sigma: float
+
+    def __post_init__(self) -> None:
+        """Checks that every layer has a vector, a place and a layout."""
+        if not self.vectors or not self.vectors.keys() == self.at.keys() == self.kind.keys():
+            raise ValueError(
+                "direction: vectors, at and kind must be of the same layers, one or more, got "
+                f"{list(self.vectors)}, {list(self.at)} and {list(self.kind)}."
+            )
+        for name, v in self.vectors.items():
+            if self.at[name] not in get_args(Place) or self.kind[name] not in get_args(Kind):
+                raise ValueError(
+                    f"direction: at is one of {', '.join(get_args(Place))} and kind one of "
+                    f"{', '.join(get_args(Kind))}, got {self.at[name]!r} and {self.kind[name]!r} for {name!r}."
+                )
+            if v.ndim != 1 or not v.is_floating_point() or not v.isfinite().all():
+                raise ValueError(
+                    f"direction: the vector of {name!r} must be finite floating point (units,), got {tuple(v.shape)} "
+                    f"{v.dtype}."
+                )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} ({len(v)})" for name, v in self.vectors.items())
@@ -100,9 +120,9 @@ class Direction:
             if about["format"] != FORMAT:
                 raise ValueError(f"format {about['format']!r}")
             kinds = {name: about["kind"][name] for name in about["at"]}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            return cls(vectors, about["at"], kinds, float(about["sigma"]))
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not a direction that this version reads ({error!r}).") from error
-        return cls(vectors, about["at"], kinds, float(about["sigma"]))
 
 
 def direction(
@@ -180,8 +200,7 @@ def unit_means(
         raise ValueError("direction: no samples are given.")
     assert isinstance(D, nn.Module)
     found: dict[str, Tensor] = {}
-    places: tuple[Literal["input", "output"], ...] = ("input", "output")
-    for at in places:
+    for at in get_args(Place):
         names = [name for name in layers if D.layers[name].at == at]
         if not names:
             continue

@@ -13,7 +13,7 @@ from balanced_rep.models import Denoiser, denoising_path, sigma_schedule
 from balanced_rep.models._checks import check_path
 from balanced_rep.models._conditions import repeat_rows
 from balanced_rep.models._noise import noise
-from balanced_rep.steering._apply import levels_after, steer, window
+from balanced_rep.steering._apply import as_strengths, levels_after, steer, window
 from balanced_rep.steering._direction import Direction
 
 __all__ = ["interpolated_samples", "sdedit_samples", "steered_samples"]
@@ -49,12 +49,15 @@ def steered_samples(
         `(S, n, *sample_shape)`.
 
     Raises:
-        ValueError: If `sigmas` are not levels of this denoiser.
+        ValueError: If `sigmas` are not levels of this denoiser, no step is within `steps`, the start is not such noise,
+            or the strengths are not finite numbers, at least one.
     """
+    strengths = as_strengths("steered_samples", strengths)
+    _check_batch("steered_samples", "start", D, start)
     levels = check_path("steered_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
     per_row = torch.as_tensor(strengths, dtype=start.dtype, device=start.device).repeat_interleave(len(start))
     y, many = repeat_rows(start, len(strengths)), repeat_rows(cond, len(strengths))
-    with steer(D, direction, window(per_row, *levels_after(levels, *steps))):
+    with steer(D, direction, window(per_row, *levels_after(levels, steps))):
         *_, last = denoising_path(D, levels[0] * y, levels, cond=many, guidance=guidance)
     return last.y.unflatten(0, (len(strengths), len(start)))
 
@@ -86,8 +89,11 @@ def interpolated_samples(
         `(S, n, *sample_shape)`.
 
     Raises:
-        ValueError: If `sigmas` are not levels of this denoiser.
+        ValueError: If `sigmas` are not levels of this denoiser, the start is not such noise, or the strengths are not
+            finite numbers, at least one.
     """
+    strengths = as_strengths("interpolated_samples", strengths)
+    _check_batch("interpolated_samples", "start", D, start)
     levels = check_path("interpolated_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
 
     def between(a: Any, b: Any) -> Any:
@@ -95,7 +101,7 @@ def interpolated_samples(
             return a
         if not a.is_floating_point():
             raise ValueError("interpolated_samples: classes cannot be interpolated; conditions must be continuous.")
-        return torch.cat([torch.lerp(a, b, float(s)) for s in strengths])
+        return torch.cat([torch.lerp(a, b, s) for s in strengths])
 
     many = tree_map(between, cond, target)
     y = repeat_rows(start, len(strengths))
@@ -129,10 +135,12 @@ def sdedit_samples(
         `(S, n, *sample_shape)`.
 
     Raises:
-        ValueError: If a strength is not between 0 and 1.
+        ValueError: If a strength is not between 0 and 1, there is none, or the samples do not fit the model.
     """
+    strengths = as_strengths("sdedit_samples", strengths)
+    _check_batch("sdedit_samples", "x", D, x)
     if not all(0 <= s <= 1 for s in strengths):
-        raise ValueError(f"sdedit_samples: strengths must be between 0 and 1, got {list(strengths)}.")
+        raise ValueError(f"sdedit_samples: strengths must be between 0 and 1, got {strengths}.")
     levels = sigma_schedule(D, n_steps)
     e = noise(torch.arange(len(x)), x.shape[1:], seed=seed, draw=0, like=x)
     edited = []
@@ -144,3 +152,14 @@ def sdedit_samples(
         *_, last = denoising_path(D, x + rest[0] * e, rest, cond=cond, guidance=guidance)
         edited.append(last.y)
     return torch.stack(edited)
+
+
+def _check_batch(what: str, name: str, D: Denoiser, y: Tensor) -> None:
+    """A batch of samples: without its leading dim channels would pass for samples."""
+    shape = getattr(D, "sample_shape", None)
+    ok = isinstance(y, Tensor) and y.is_floating_point() and y.ndim >= 2
+    if not ok or (shape is not None and tuple(y.shape[1:]) != tuple(shape)):
+        wanted = "*sample_shape" if shape is None else ", ".join(map(str, shape))
+        got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        one = f" For one sample give {name}[None]." if isinstance(y, Tensor) and y.shape == shape else ""
+        raise ValueError(f"{what}: {name} must be a floating-point tensor (n, {wanted}), got {got}.{one}")

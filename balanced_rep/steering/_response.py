@@ -18,7 +18,7 @@ from balanced_rep.autodiff import jvp
 from balanced_rep.models import Denoiser
 from balanced_rep.models._checks import check_sigmas
 from balanced_rep.models._noise import noise
-from balanced_rep.steering._apply import steer
+from balanced_rep.steering._apply import another_width, as_strengths, steer
 from balanced_rep.steering._direction import Direction
 
 __all__ = ["Response", "project", "response", "response_derivative"]
@@ -45,13 +45,14 @@ class Response:
     def roughness(self) -> Tensor:
         """Largest second difference over the range, `(n,)`: 0 for a straight line, 2 for a spike; NaN for a flat one.
 
-        Strengths have to be equally spaced.
-
         Raises:
-            ValueError: If there are fewer than three.
+            ValueError: If there are fewer than three strengths, or they are not equally spaced.
         """
         if len(self.strengths) < 3:
             raise ValueError(f"roughness: needs three strengths or more, got {len(self.strengths)}.")
+        steps = self.strengths.double().diff()
+        if not bool(((steps - steps.mean()).abs() <= 1e-3 * steps.mean().abs()).all()):
+            raise ValueError(f"roughness: needs strengths that are equally spaced, got {self.strengths.tolist()}.")
         return self.values.diff(n=2, dim=0).abs().amax(dim=0) / self.range
 
     @property
@@ -106,8 +107,9 @@ def response(
         The curves.
 
     Raises:
-        ValueError: If strengths and samples do not fit, or there are fewer than two strengths.
+        ValueError: If strengths and samples do not fit, there are fewer than two strengths, or one is not finite.
     """
+    strengths = as_strengths("response", strengths)
     if len(strengths) != len(samples) or len(strengths) < 2:
         raise ValueError(f"response: {len(samples)} edits of {len(strengths)} strengths; at least two of each.")
     with torch.no_grad():
@@ -158,6 +160,9 @@ def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, s
 
     Returns:
         `(n,)`.
+
+    Raises:
+        ValueError: If a layer is not in the model, or has another number of units.
     """
     assert isinstance(D, nn.Module)
     e = noise(torch.arange(len(x)), tuple(x.shape[1:]), seed=seed, draw=0, like=torch.empty(0, dtype=x.dtype))
@@ -166,6 +171,8 @@ def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, s
     def keep(name: str, h: Tensor) -> None:
         kind = direction.kind[name]
         pooled = h.flatten(2).mean(dim=2) if kind == "map" else h.flatten(1, -2).mean(dim=1) if kind == "tokens" else h
+        if pooled.shape[1] != len(direction.vectors[name]):
+            raise ValueError(another_width("project", name, pooled.shape[1], direction.vectors[name]))
         total.append(pooled @ direction.vectors[name].to(h.device, h.dtype))
 
     def listen(name: str, at: str) -> Any:

@@ -47,7 +47,8 @@ class DAEFamily(nn.Module):
     def layers(self) -> Mapping[str, Tap]:
         """The one tap: the hidden layer of the autoencoder in use."""
         units = self._member(0).W1.shape[1]
-        return {"act": Tap(f"hidden representation of the autoencoder for the noise level, (batch, {units})")}
+        text = f"hidden representation of the autoencoder for the noise level, (batch, {units})"
+        return {"act": Tap(text, units=units)}
 
     @property
     def null_condition(self) -> None:

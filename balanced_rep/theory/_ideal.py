@@ -63,7 +63,8 @@ class EmpiricalDenoiser(nn.Module):
     @property
     def layers(self) -> Mapping[str, Tap]:
         """The one tap: the weights of the training samples."""
-        return MappingProxyType({"posterior": Tap(f"weight of each training sample, (batch, {len(self.samples)})")})
+        n = len(self.samples)
+        return MappingProxyType({"posterior": Tap(f"weight of each training sample, (batch, {n})", units=n)})
 
     @property
     def null_condition(self) -> None:
@@ -134,7 +135,7 @@ class GaussianDenoiser(nn.Module):
     def layers(self) -> Mapping[str, Tap]:
         """The one tap: coordinates along the eigenvectors."""
         text = f"shrunk coordinates along the eigenvectors, (batch, {len(self.values)})"
-        return MappingProxyType({"project": Tap(text)})
+        return MappingProxyType({"project": Tap(text, units=len(self.values))})
 
     @property
     def null_condition(self) -> None:

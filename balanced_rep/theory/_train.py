@@ -101,7 +101,15 @@ def lam_from_weight_decay(weight_decay: float, d: int, *, tied: bool = False) ->
 
     Returns:
         The penalty of Equation 6.
+
+    Raises:
+        ValueError: If the weight decay is negative or not finite, or d is below 1.
     """
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)) or d < 1:
+        raise ValueError(
+            "lam_from_weight_decay: weight_decay must be a finite number >= 0 and d at least 1, got "
+            f"{weight_decay} and {d}."
+        )
     return d * weight_decay / (4 if tied else 2)
 
 

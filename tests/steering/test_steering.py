@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -199,10 +200,21 @@ def test_a_strength_that_depends_on_the_noise_level(D: Any, towards: Direction) 
 
 def test_what_does_not_fit(D: Any, towards: Direction) -> None:
     wrong = Direction({LAYER: torch.ones(5)}, {LAYER: "output"}, {LAYER: "features"}, 0.2)
-    with pytest.raises(ValueError, match="has 128 units and its vector 5"), steer(D, wrong, 1.0):
-        D(start(1), 0.5)
+    for model in (D, nn.Sequential(nn.Linear(3, 128))):  # of a label, or of the layer itself
+        name = LAYER if model is D else "0"
+        other = Direction({name: torch.ones(5)}, {name: "output"}, {name: "features"}, 0.2)
+        entered = False
+        with pytest.raises(ValueError, match=f"layer '{name}' of this model has 128 units and its vector 5"):
+            with steer(model, other, 1.0):
+                entered = True
+        assert not entered
+    with pytest.raises(ValueError, match=r"project: layer 'net.blocks.1' of this model has 128 units"):
+        steering.project(D, wrong, start(1))
+    hidden = nn.Sequential(nn.Identity())  # that has units, but does not say how many
+    with pytest.raises(ValueError, match="layer '0' of this model has 3 units"), steer(hidden, other, 1.0):
+        hidden(torch.zeros(2, 3))
     with (
-        pytest.raises(ValueError, match="no layer 'nowhere'"),
+        pytest.raises(ValueError, match=r"no layer 'nowhere'.* It has such as \w"),
         steer(D, Direction({"nowhere": torch.ones(1)}, {"nowhere": "output"}, {"nowhere": "map"}, 1), 1.0),
     ):
         pass
@@ -210,6 +222,33 @@ def test_what_does_not_fit(D: Any, towards: Direction) -> None:
         D(start(2), 0.5)
     with pytest.raises(TypeError, match="a module or a pipeline"), steer(lambda y: y, towards, 1.0):
         pass
+    with pytest.raises(TypeError, match=r"a Direction is needed, see steering.direction, got dict"):
+        steer(D, towards.vectors, 1.0).__enter__()  # pyright: ignore[reportArgumentType]
+    strengths: tuple[Any, ...] = ("1", None, [1.0], math.nan, math.inf, torch.tensor([1.0, math.nan]), torch.ones(1, 1))
+    for strength in strengths:
+        with pytest.raises((TypeError, ValueError), match=r"steer: (a strength is|strengths must be|a tensor of str)"):
+            steer(D, towards, strength).__enter__()
+        if not isinstance(strength, Tensor):
+            with pytest.raises((TypeError, ValueError), match=r"steer: (a strength is|strengths must be)"):
+                with steer(D, towards, lambda level, s=strength: s):
+                    D(start(1), 0.5)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in D.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": {LAYER: "maps"}}, f"kind one of features, map, tokens, got 'output' and 'maps' for '{LAYER}'"),
+        ({"at": {LAYER: "outputs"}}, "at is one of input, output"),
+        ({"at": {}}, "must be of the same layers"),
+        ({"vectors": {}, "at": {}, "kind": {}}, "one or more, got"),
+        ({"vectors": {LAYER: torch.ones(1, 128)}}, r"must be finite floating point \(units,\), got \(1, 128\)"),
+        ({"vectors": {LAYER: torch.full((128,), torch.nan)}}, "must be finite floating point"),
+    ],
+)
+def test_a_direction_that_does_not_fit_together(towards: Direction, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(towards, **change)
 
 
 @torch.no_grad()
@@ -252,9 +291,65 @@ def test_all_strengths_in_one_batch_and_none_at_zero(D: Any, towards: Direction)
     assert edits.shape == (3, 3, 1, 8, 8)
     torch.testing.assert_close(edits[0], br.models.sample(D, 3, n_steps=8), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(edits[2:], steered_samples(D, towards, z, (1.0,), n_steps=8), rtol=1e-3, atol=1e-3)
-    late = steered_samples(D, towards, z, (1.0,), n_steps=8, steps=(0.9, 0.9))
-    torch.testing.assert_close(late[0], edits[0], rtol=1e-4, atol=1e-4)  # no step lies in between
+    late = steered_samples(D, towards, z, (1.0,), n_steps=8, steps=(0.5, 0.75))
+    levels = br.models.sigma_schedule(D, 8)
+    with steer(D, towards, window(1.0, levels[5], levels[4])):  # the fifth and the sixth step
+        torch.testing.assert_close(late[0], br.models.sample(D, 3, n_steps=8), rtol=1e-4, atol=1e-4)
     assert ((edits[2] - edits[0]).flatten(1).norm(dim=1) > 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((0.9, 0.1), r"0 <= start < end <= 1, got \(0.9, 0.1\): the direction would act nowhere"),
+        ((0.5, 0.5), "0 <= start < end <= 1"),
+        ((-0.1, 0.5), "0 <= start < end <= 1"),
+        ((0.5, 1.1), "0 <= start < end <= 1"),
+        ((math.nan, 0.5), "0 <= start < end <= 1"),
+        ((0.5,), r"two fractions .*got \(0.5,\)"),
+        ((0.5, 0.51), r"steps=\(0.5, 0.51\) holds none of the 8 steps; take a wider window, or more steps"),
+    ],
+)
+def test_a_window_in_which_nothing_is_edited(D: Any, towards: Direction, steps: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        steered_samples(D, towards, start(1), (0.0, 1.0), n_steps=8, steps=steps)
+    with pytest.raises(ValueError, match=r"low must be at most high, got 1.0 and 0.5: it would act nowhere"):
+        window(1.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("strengths", [(), (math.nan,), (0.0, math.inf), ("1",), "1", 1.0, (None,), torch.ones(1, 1)])
+def test_strengths_that_are_none(D: Any, towards: Direction, strengths: Any) -> None:
+    z = start(1)
+    calls = {
+        "steered_samples": lambda: steered_samples(D, towards, z, strengths),
+        "interpolated_samples": lambda: steering.interpolated_samples(D, z, strengths, cond=None, target=None),
+        "sdedit_samples": lambda: steering.sdedit_samples(D, z, strengths),
+        "response": lambda: steering.response(D, towards, z[None], strengths),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"{name}: strengths must be finite numbers, at least one, such as"):
+            call()
+
+
+def test_strengths_of_every_kind_of_sequence(D: Any, towards: Direction) -> None:
+    want = steered_samples(D, towards, start(1), (0.0, 1.0), n_steps=4)
+    for strengths in ([0, 1], torch.arange(2), np.arange(2, dtype=np.float32), list(torch.arange(2.0))):
+        assert torch.equal(steered_samples(D, towards, start(1), strengths, n_steps=4), want)
+
+
+def test_a_sample_without_a_batch(D: Any, towards: Direction) -> None:
+    z = start(1)[0]
+    calls = {
+        "steered_samples: start": lambda z: steered_samples(D, towards, z, (1.0,)),
+        "interpolated_samples: start": lambda z: steering.interpolated_samples(D, z, (1.0,), cond=None, target=None),
+        "sdedit_samples: x": lambda z: steering.sdedit_samples(D, z, (1.0,)),
+    }
+    for name, call in calls.items():
+        message = rf"{name} must be a floating-point tensor \(n, 1, 8, 8\), got \(1, 8, 8\) .* For one sample give"
+        with pytest.raises(ValueError, match=message):
+            call(z)
+        with pytest.raises(ValueError, match=r"got \(2, 1, 4, 4\) torch.float32\.$"):
+            call(torch.zeros(2, 1, 4, 4))
 
 
 def test_sdedit_starts_from_the_image_or_from_noise(D: Any) -> None:
@@ -327,6 +422,9 @@ def test_measures_of_a_curve() -> None:
     assert two.jump == 1
     with pytest.raises(ValueError, match="needs three strengths or more, got 2"):
         _ = two.roughness
+    uneven = steering.Response(torch.tensor([0.0, 0.5, 2.0]), torch.tensor([[0.0], [1.0], [4.0]]))
+    with pytest.raises(ValueError, match=r"equally spaced, got \[0.0, 0.5, 2.0\]"):
+        _ = uneven.roughness
 
 
 def test_response_is_the_coordinate_along_the_direction(D: Any, towards: Direction, eights_and_threes) -> None:
@@ -343,6 +441,7 @@ def test_projecting_on_a_layer_that_is_not_there_leaves_no_hook(D: Any, towards:
         towards,
         vectors={**towards.vectors, "net.gone": towards.vectors[LAYER]},
         at={**towards.at, "net.gone": "output"},
+        kind={**towards.kind, "net.gone": "features"},
     )
     with pytest.raises(ValueError, match=r"the model has no layer 'net\.gone'"):
         steering.project(D, missing, start(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -181,6 +183,9 @@ def test_weight_decay_is_a_penalty() -> None:
     decayed = gradient(torch.nn.MSELoss()(torch.relu(X @ A) @ A.T, X), A) + wd * A.detach()
     ours = gradient(sampled_loss(B, B, X, X, sigma=0.0, lam=lam_from_weight_decay(wd, d, tied=True)), B)
     torch.testing.assert_close(decayed, ours / d)
+    for wrong in ((math.nan, 3), (-0.1, 3), (0.1, 0)):
+        with pytest.raises(ValueError, match=r"weight_decay must be a finite number >= 0 and d at least 1, got"):
+            lam_from_weight_decay(*wrong)
 
 
 def test_same_seed_same_model_and_untouched_generator(five: Tensor) -> None:
