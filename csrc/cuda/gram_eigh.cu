@@ -74,7 +74,7 @@ __device__ __forceinline__ bool rotate(double* p, double* q, int n, int member, 
 extern "C" __global__ void __launch_bounds__(kMaxThreads, 1)
     gram_eigh(const double* g,  // (batch, n, n), contiguous; the lower triangle is read
               double* values,   // (batch, n), largest first; NaN where G has NaN, no finite norm, or no such form
-              double* vectors,  // (batch, n, n), as rows, of entries whose sum is not negative
+              double* vectors,  // (batch, n, n), as rows, of entries whose sum is not negative; NaN there too
               int n) {
   extern __shared__ double w[];  // (n, n), columns of W one behind the other; then n lengths
   double* const length = w + n * n;
@@ -151,7 +151,12 @@ extern "C" __global__ void __launch_bounds__(kMaxThreads, 1)
     if (there && !(fabs(quotient - ldexp(size - shift, exponent)) <= kIndefinite * norm)) wrong = true;
     if (there && member == 0) length[column] = quotient;
   }
-  wrong = __syncthreads_or(wrong);
+  // A quotient that is NaN has no place in an order: slots would stay unwritten.
+  if (__syncthreads_or(wrong)) {
+    for (int i = threadIdx.x; i < n * n; i += blockDim.x) vectors[first + i] = nan("");
+    for (int i = threadIdx.x; i < n; i += blockDim.x) mine[i] = nan("");
+    return;
+  }
   for (int round = 0; round < n_rounds; ++round) {
     const int column = round * n_teams + team;
     const bool there = column < n;
@@ -167,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(kMaxThreads, 1)
     rank = static_cast<int>(team_sum(rank));
     squares = team_sum(squares);
     const double inverse = (team_sum(sum) < 0 ? -1 : 1) / sqrt(squares);
-    if (member == 0 && there) mine[rank] = wrong ? nan("") : own;
+    if (member == 0 && there) mine[rank] = own;
     for (int i = member; i < n && there; i += kTeam) {
       vectors[first + static_cast<int64>(rank) * n + i] = v[i] * inverse;
     }

@@ -134,13 +134,14 @@ def _gram(n: int, batch: int = 1, rank: int | None = None) -> Tensor:
 
 def _eigh_calls() -> dict[str, Callable[[], tuple[Any, ...]]]:
     graded = torch.logspace(0, -16, 12, dtype=torch.float64)
+    at_the_shift = torch.diag(torch.tensor([1, -1 / 64, 0.5, 0.5, 0, 0], dtype=torch.float64))
     return {
         "one number": lambda: (_gram(1, 2),),
         "two columns": lambda: (_gram(2, 3),),
         "odd order": lambda: (_gram(7, 2),),
         "zero, one, repeated": lambda: (torch.stack([torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6)]).double(),),
         "lower triangle": lambda: (_gram(10).tril(),),
-        "indefinite": lambda: (torch.stack([_gram(6)[0], -_gram(6)[0]]),),
+        "indefinite": lambda: (torch.stack([_gram(6)[0], -_gram(6)[0], at_the_shift]),),
         "rank 3": lambda: (_gram(14, 1, rank=3),),
         "graded": lambda: (graded.outer(graded).sqrt().unsqueeze(0) * _gram(12),),
         "non-finite": lambda: (torch.stack([_gram(4)[0], _gram(4)[0].index_fill(0, torch.tensor(1), torch.nan)]),),
@@ -325,6 +326,7 @@ def _check_eigh(values: Tensor, vectors: Tensor, g: Tensor) -> None:
     values, lower = values / size.squeeze(-1), lower / size
     usable = torch.linalg.eigvalsh(lower.nan_to_num(-1.0))[:, 0] >= -1e-9 * torch.linalg.matrix_norm(lower)
     assert bool(values[~usable].isnan().all()), "a matrix with NaN, or an indefinite one, has eigenvalues"
+    assert bool(vectors[~usable].isnan().all()), "such a matrix has eigenvectors"
     values, vectors, lower = values[usable], vectors[usable], lower[usable]
     assert bool((values.diff() <= 0).all()), "eigenvalues are not sorted"
     assert bool((vectors.sum(-1) > -1e-12).all()), "the sign of eigenvectors"
