@@ -263,7 +263,7 @@ def _score_all(
 ) -> Scores:
     """One call for all noise levels where the score takes several, else one for each."""
     chosen = {"layers": layers} if "layers" in score.requires else {}
-    if sigmas is None or score.many_sigmas:
+    if sigmas is None or score.many_sigmas or not len(sigmas):  # which says that there is none
         return score(D, x, sigma=None if sigmas is None else list(sigmas), **chosen, **options)
     parts = [score(D, x, sigma=float(s), **chosen, **options) for s in sigmas]
     status = tuple(next((s for s in each if s != "ok"), "ok") for each in zip(*(p.status for p in parts), strict=True))

@@ -254,7 +254,7 @@ class NeMo(Score):
             Mean and standard deviation of each unit, `(units,)`.
 
         Raises:
-            ValueError: If there are fewer than two prompts.
+            ValueError: If there are fewer than two prompts, or the values of one are not finite.
         """
         n = n_rows(reference)
         if n < 2:
@@ -262,6 +262,12 @@ class NeMo(Score):
         with torch.no_grad():  # the reference of the paper has fifty thousand prompts, too many for one batch
             parts = [self._values(D, take_rows(reference, rows)) for rows in torch.arange(n).split(PROMPTS)]
         a = torch.cat(parts)
+        if not a.isfinite().all():
+            bad = (~a.isfinite()).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"nemo: the values of {len(bad)} of {n} reference prompts are not finite, the first of them number "
+                f"{bad[0]}; leave these out."
+            )
         return a.mean(dim=0), a.std(dim=0)
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:

@@ -136,11 +136,18 @@ class NearestReference(Score):
             `(N, d)`.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or one is not finite.
         """
         if not isinstance(reference, Tensor) or reference.ndim < 2 or not len(reference):
             raise ValueError("nearest_reference: reference= must be training samples (N, *sample_shape), at least one.")
-        return reference.flatten(1)
+        flat = reference.flatten(1)
+        if not flat.isfinite().all():
+            bad = (~flat.isfinite()).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"nearest_reference: {len(bad)} of {len(flat)} training samples are not finite, the first of them "
+                f"number {bad[0]}; leave these out."
+            )
+        return flat
 
     def compute(self, D: Denoiser | None, batch: Batch) -> Tensor:
         """Looks for neighbours.

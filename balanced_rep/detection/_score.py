@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -226,10 +227,11 @@ class Score(ABC):
             The scores. A sample whose activations or score are not finite has no score but a status.
 
         Raises:
-            TypeError: If `D` is no denoiser.
+            TypeError: If `D` is no denoiser, or `sigma` holds something other than numbers.
             ValueError: If something that the score requires is missing, or an input does not fit the model.
         """
         started = time.perf_counter()
+        sigma = _numbers(self.name, sigma)
         self._check_inputs(D, x, cond, reference, sigma, layers, batch_size)
         if first < 0:
             raise ValueError(f"{self.name}: first= is the number of a sample, at least 0, got {first}.")
@@ -306,6 +308,21 @@ class Score(ABC):
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
         return f"{type(self).__name__}({options})"
+
+
+def _numbers(what: str, sigma: Any) -> Any:
+    """Noise levels as Python has them, those of an array as a list."""
+    found = sigma.tolist() if hasattr(sigma, "tolist") else sigma
+    if found is None or isinstance(found, Real):
+        return found
+    listed = [s.item() if isinstance(s, Tensor) and not s.ndim else s for s in found] if _is_list(found) else [found]
+    if not all(isinstance(s, Real) for s in listed):
+        raise TypeError(f"{what}: sigma= must be a number, or a sequence of them, got {sigma!r}.")
+    return listed
+
+
+def _is_list(found: Any) -> bool:
+    return isinstance(found, Sequence) and not isinstance(found, str)
 
 
 _REGISTRY: dict[str, type[Score]] = {}

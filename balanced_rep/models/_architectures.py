@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from balanced_rep.models._protocol import Tap
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture", "cross_attention_values", "find_taps"]
+__all__ = ["ARCHITECTURES", "CLASSES", "Architecture", "architecture", "cross_attention_values", "find_taps"]
 
 PREFIX = "net."
+CLASSES = "class numbers (batch,)"
 PROMPT_AND_POOLED = "a mapping with 'prompt' (batch, tokens, features) and 'pooled' (batch, features)"
 STAGES = ("down_blocks", "mid_block", "up_blocks")
 
@@ -50,6 +51,12 @@ def _square(net: Any) -> tuple[int, ...] | None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return net.config.in_channels, height, width
+
+
+def _class_condition(net: Any) -> str | None:
+    if net.class_embedding is None:
+        return None
+    return CLASSES if isinstance(net.class_embedding, nn.Embedding) else "what its class embedding takes (batch, ...)"
 
 
 def _call_unet(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -92,7 +99,7 @@ def _call_flux(net: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DModel": Architecture(
-        _call_unet, _square, lambda net: "class numbers (batch,)" if net.class_embedding is not None else None, "input"
+        _call_unet, _square, _class_condition, "input"
     ),
     "UNet2DConditionModel": Architecture(
         _call_unet_condition, _square,
@@ -100,7 +107,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "input",
     ),
     "DiTTransformer2DModel": Architecture(
-        _call_dit, _square, lambda net: "class numbers (batch,)",
+        _call_dit, _square, lambda net: CLASSES,
         null=lambda net: torch.tensor([net.config.num_embeds_ada_norm]),
     ),
     "SD3Transformer2DModel": Architecture(

@@ -161,7 +161,7 @@ def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -
         The names.
 
     Raises:
-        ValueError: If a name is not in `D.layers`.
+        ValueError: If a name is not in `D.layers`, or there is none.
         TypeError: If the denoiser is no module, so that nothing can be listened to.
     """
     if not isinstance(D, nn.Module):
@@ -177,5 +177,6 @@ def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -
                 "D.layers lists them with what they are."
             )
     if not names:
-        raise ValueError(f"{what}: this model labels no layers.")
+        why = "this model labels no layers" if not known else "no layer is given; layers=None takes all"
+        raise ValueError(f"{what}: {why}.")
     return tuple(names)

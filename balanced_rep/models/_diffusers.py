@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from balanced_rep.models._architectures import architecture, cross_attention_values, find_taps
+from balanced_rep.models._architectures import CLASSES, architecture, cross_attention_values, find_taps
 from balanced_rep.models._conditions import expand_rows
 from balanced_rep.models._edm import _noise_level
 from balanced_rep.models._noise import ENCODING, noise
@@ -103,7 +103,8 @@ class DiffusersDenoiser(nn.Module):
             Denoised samples, shape and dtype of `y`.
 
         Raises:
-            ValueError: A condition is needed and not given, or given to a network that takes none.
+            ValueError: A condition is needed and not given, given to a network that takes none, or no class numbers
+                where it takes these.
         """
         level = _noise_level(y, sigma)
         scale, c_skip, c_out = (c.view(-1, *(1,) * (y.ndim - 1)) for c in coefficients(self.prediction, level))
@@ -209,6 +210,9 @@ class DiffusersDenoiser(nn.Module):
                     "Stable Diffusion the embedding of an empty prompt."
                 )
             cond = expand_rows(cond, n)
+        if wanted == CLASSES and not (isinstance(cond, Tensor) and cond.shape == (n,) and not cond.is_floating_point()):
+            got = f"{tuple(cond.shape)} {cond.dtype}" if isinstance(cond, Tensor) else type(cond).__name__
+            raise ValueError(f"This denoiser needs a condition, {wanted}, integers for a batch of {n}; got {got}.")
         like = next(self.net.parameters())
         return tree_map(lambda c: _onto(c, like), cond)
 

@@ -135,8 +135,13 @@ def sample(
         Samples, `(n, *sample_shape)`, on the device and in the dtype of the denoiser.
 
     Raises:
-        ValueError: If the shape of a sample is not known, or `sigmas` are not levels of this denoiser.
+        ValueError: If the shape of a sample is not known, `sigmas` are not levels of this denoiser, or a number is out
+            of range.
     """
+    if n < 0 or first < 0 or batch_size < 1:
+        raise ValueError(
+            f"sample: n and first must be at least 0 and batch_size at least 1, got {n}, {first} and {batch_size}."
+        )
     shape = sample_shape or getattr(D, "sample_shape", None)
     if shape is None:
         raise ValueError("sample: this denoiser does not say what a sample looks like; give sample_shape=.")

@@ -217,7 +217,7 @@ def levels_after(sigmas: Sequence[float], steps: Sequence[float]) -> tuple[float
     if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
         raise ValueError(
             "steered_samples: steps= must be two fractions of the schedule, 0 <= start < end <= 1, got "
-            f"{tuple(steps)}: the direction would act nowhere."
+            f"{tuple(steps)}; a window that is empty or reversed edits nothing."
         )
     n = len(sigmas) - 1
     first, last = (round(share * n) for share in steps)

@@ -300,6 +300,8 @@ def test_a_layer_that_overflows_is_not_chosen_and_spoils_no_other() -> None:
         calibrate(
             "representation_std", Overflowing(), x, labels, layers=["bad"], sigmas=[0.1], fpr=0.05, confidence=0.9
         )
+    with pytest.raises(ValueError, match="flipd: no noise level is given"):
+        calibrate("flipd", Overflowing(), x, labels, sigmas=[], fpr=0.05, confidence=0.9)
     with pytest.raises(ValueError, match=r"150 samples and labels \(149,\); one each is needed"):
         calibrate("representation_std", Overflowing(), x, labels[1:], sigmas=[0.1])
 

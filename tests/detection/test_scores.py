@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,31 @@ def test_nemo(toy, prompts: Tensor) -> None:
     assert seen == [64, 64, 22, 7]  # the reference is not put through at once
 
 
+def test_a_reference_that_is_not_finite(toy, prompts: Tensor) -> None:
+    """Without a word nemo would find nothing unusual, and nearest_reference would pass over a training sample."""
+    others, images = prompts.repeat(10, 1, 1), draws(70, (1, 2, 2))
+    for reference in (others, images):
+        reference[[20, 66]] = torch.nan
+    with pytest.raises(ValueError, match=r"nemo: the values of 2 of 70 reference prompts are not finite, .* number 20"):
+        detection.get("nemo")(toy, cond=prompts, reference=others)
+    with pytest.raises(ValueError, match=r"nearest_reference: 2 of 70 training samples are not finite, .* number 20"):
+        detection.get("nearest_reference")(None, images[:3], reference=images)
+
+
+def test_noise_levels_of_every_kind(digit_samples: Tensor) -> None:
+    score, D = detection.get("denoising_error"), digits()
+    want = score(D, digit_samples, sigma=[0.125, 0.25])
+    for sigma in (np.array([0.125, 0.25]), torch.tensor([0.125, 0.25]), (torch.tensor(0.125), 0.25)):
+        got = score(D, digit_samples, sigma=sigma)
+        assert torch.equal(got.values, want.values)
+        assert got.sigmas == (0.125, 0.25)
+    for sigma in (0.25, np.float32(0.25), torch.tensor(0.25), np.array(0.25)):
+        assert torch.equal(score(D, digit_samples, sigma=sigma).values, want.values[0, 1])
+    for sigma in ("0.1", ["0.1"], [[0.1]], {}):
+        with pytest.raises(TypeError, match="denoising_error: sigma= must be a number, or a sequence of them, got"):
+            score(D, digit_samples, sigma=sigma)  # pyright: ignore[reportArgumentType]
+
+
 def test_nemo_of_weights_in_half_precision(toy, prompts: Tensor) -> None:
     toy.value.half()
     cond = prompts.float()  # as prompts come from disk
@@ -369,6 +395,7 @@ class OtherSignature(Foreign):
         (None, {"x": torch.zeros(2, 1, 16, 16)}, ValueError, r"samples of shape \(n, 1, 8, 8\), got \(2, 1, 16, 16\)"),
         (None, {"x": 255 * torch.ones(2, 1, 8, 8)}, ValueError, "samples run from 255 to 255, those of this model"),
         (None, {"x": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, ValueError, "floating-point tensor"),
+        (None, {"layers": []}, ValueError, "no layer is given; layers=None takes all"),
         (None, {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from balanced_rep import models
 from balanced_rep.models import CheckpointError, Denoiser, DigitsDenoiser, DigitsSplit, digits, digits_data
 from balanced_rep.models import _digits as module
 from balanced_rep.models.train_digits import Recipe
@@ -183,3 +184,9 @@ def test_other_images_than_those_of_training_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: raw)
     with pytest.raises(CheckpointError, match="sha256"):
         digits_data()
+
+
+def test_numbers_of_samples_that_are_none() -> None:
+    for wrong in ({"n": -1}, {"n": 2, "batch_size": 0}, {"n": 2, "first": -1}):
+        with pytest.raises(ValueError, match="sample: n and first must be at least 0 and batch_size at least 1, got"):
+            models.sample(digits(), **wrong)

@@ -288,6 +288,16 @@ def test_learned_variances_are_left_out(models) -> None:
     assert from_diffusers(net, scheduler("sd"))(samples("sd"), 0.5, condition("sd", 2)).shape == (2, 4, 8, 8)
 
 
+def test_classes_that_are_none(models) -> None:
+    c = torch.tensor([1, 2])
+    wrong = (c[:, None], r"\(2, 1\) torch.int64"), (c.float(), r"\(2,\) torch.float32"), ({"labels": c}, "dict")
+    for cond, got in wrong:
+        with pytest.raises(ValueError, match=rf"class numbers \(batch,\), integers for a batch of 2; got {got}"):
+            models["dit"](samples("dit"), 0.5, cond)
+    with pytest.raises(ValueError, match="unconditional, or none was given"):
+        detection.get("noise_difference")(models["sd"], cond=condition("sd", 2))
+
+
 def test_conditions_without_features_are_scored(models) -> None:
     """The guidance that Flux is told is one number for each sample, or one for all."""
     cond = condition("flux", 2)
