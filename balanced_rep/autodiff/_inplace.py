@@ -124,6 +124,15 @@ def write_back(target: Any, result: Any, name: str, session: Session) -> Any:
             elif target.stack is not result.stack:
                 target.stack.copy_(result.stack)
         else:
-            target.stack[0].copy_(result)
-            target.stack[1:].zero_()
+            s = _once(target.stack) if name in ("zero_", "fill_") else target.stack
+            at = tuple(slice(0, n) for n in s.shape[1:])
+            s[0].copy_(result[at])
+            s[1:].zero_()
     return target
+
+
+def _once(s: Tensor) -> Tensor:
+    """Without the repetitions of an expanded tensor, into which torch lets constants be written."""
+    for d, (stride, size) in enumerate(zip(s.stride(), s.shape, strict=True)):
+        s = s.narrow(d, 0, 1) if stride == 0 and size > 1 else s
+    return s

@@ -7,6 +7,7 @@ dS = scale (dq k^T + q dk^T). Without tangents on k and v (cross attention) two 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from balanced_rep.autodiff._registry import rule
 from balanced_rep.autodiff._rules_linear import _matmul
 from balanced_rep.autodiff._rules_norm import _softmax
 from balanced_rep.autodiff._rules_pointwise import _mul, _sum
+from balanced_rep.autodiff._viewed import view_apart
 
 
 @rule("scaled_dot_product_attention", kind="attention",
@@ -36,6 +38,8 @@ def _attention(
         return NotImplemented  # torch says what is wrong
     if is_dual(attn_mask):
         return _with_moving_mask(query, key, value, attn_mask, factor, enable_gqa)
+    if max(x.dim() for x in given) == 3 and not enable_gqa:
+        return _of_samples(query, key, value, attn_mask, is_causal, factor)
     heads = (query.shape[-3], key.shape[-3]) if enable_gqa else _common_heads(given)
     lead = _broadcast([x.shape[:-3] for x in given])
     q, k, v = (_canonical(x, lead, h) for x, h in zip(given, (heads[0], heads[1], heads[1]), strict=True))
@@ -51,6 +55,28 @@ def _attention(
     if isinstance(y, Tensor):
         return Dual(y.reshape(y.shape[0], *shape))
     return Dual.of((y[0].reshape(shape), y[1].reshape(y[1].shape[0], *shape)))
+
+
+def _of_samples(query: Any, key: Any, value: Any, mask: Tensor | None, is_causal: bool, scale: float) -> Any:
+    """Three dims: samples with one head each, as the result lies in memory: (B, N, c)."""
+    if mask is not None:
+        (lead,) = torch.broadcast_shapes(*(x.shape[-3:-2] for x in (query, key, value)))
+        _check_mask(mask, torch.Size((lead, query.shape[-2], key.shape[-2])))
+        mask = mask.unsqueeze(-3) if mask.dim() == 3 else mask
+
+    def with_head(x: Any) -> Any:
+        return _of_both(lambda s: s.unsqueeze(-3), x) if is_dual(x) else x.unsqueeze(-3)
+
+    q, k, v = map(with_head, (query, key, value))
+    y = _attention(q, k, v, mask, is_causal=is_causal, scale=scale)
+    return _of_both(lambda s: s.squeeze(-3), y)
+
+
+def _of_both(view: Callable[[Tensor], Tensor], x: Dual) -> Dual:
+    def rule(x: Dual) -> Dual:
+        return Dual(view(x.stack))
+
+    return view_apart(rule, x, (), {}) if x.is_apart else rule(x)
 
 
 def _common_heads(tensors: tuple[Tensor, ...]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -140,3 +141,16 @@ def test_transformer_layer(agrees: Callable, draw: Callable):
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True).double().eval()
     agrees(layer, draw(2, 5, 8))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 3, 4),) * 3, ((2, 3, 4), (3, 4), (3, 4)), ((3, 4), (2, 5, 4), (1, 5, 6))], ids=str
+)
+@pytest.mark.parametrize("mask", [None, (1, 1), (2, 1, 1)], ids=str)
+def test_samples_without_heads_lie_in_memory_as_in_torch(shapes: Any, mask: Any, agrees: Callable, draw: Callable):
+    m = None if mask is None else draw(*mask)
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, m).view(2, -1)
+
+    agrees(f, *(draw(*shape) for shape in shapes))

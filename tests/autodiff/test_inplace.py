@@ -106,6 +106,8 @@ def test_writing_where_elements_share_memory_is_refused(agrees: Callable, draw: 
         with pytest.raises(UnsupportedError, match=r"elements share memory .* Write into a clone"):
             jvp(lambda x, w=write: w((x * 1).unfold(1, 3, 1)), draw(3, 6), draw(1, 3, 6))
     agrees(_then(lambda y: y.unfold(1, 3, 1)[:, 1].fill_(2)), draw(3, 6))
+    agrees(_then(lambda y: y[:, :1].expand(3, 4).fill_(2)), draw(3, 6))
+    agrees(_then(lambda y: y[0].expand(5, 6)[:, 2:].zero_()), draw(3, 6))
     agrees(_then(lambda y: y.unfold(1, 3, 3).mul_(2)), draw(3, 6))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from balanced_rep.autodiff import explain, jvp
+from balanced_rep.autodiff._fallback import differentiable
 
 F64 = torch.float64
 
@@ -229,6 +232,33 @@ def test_model(make: Callable, agrees: Callable):
     # Flux turns queries and keys in float32, where x cos + y sin is rounded once less here.
     rtol, atol = (1e-5, 1e-6) if make is flux else (1e-8, 1e-9)
     agrees(f, x, k=2, strict=True, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("make", [flux, dit, sd35], ids=lambda f: f.__name__)
+def test_bfloat16_is_as_exact_as_in_torch(make: Callable):
+    """Against float64, of the same rounded weights: attention in torch's unfused form, which rounds every step."""
+    pytest.importorskip("diffusers")
+    model, x, kwargs = make()
+    low = _randomised(model).bfloat16()
+    x, t = x.bfloat16(), _r(3, *x.shape).bfloat16()
+
+    def call(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        net = copy.deepcopy(low).to(dtype)
+        given = pytree.tree_map_only(Tensor, lambda v: v.bfloat16().to(dtype) if v.is_floating_point() else v, kwargs)
+
+        def f(v: Tensor) -> Tensor:
+            y = net(v, **given)
+            return y if isinstance(y, Tensor) else y.sample
+
+        return f
+
+    def of_torch(dtype: torch.dtype) -> Tensor:
+        f, v = call(dtype), x.to(dtype)
+        with differentiable(), torch.no_grad():
+            return torch.stack([torch.func.jvp(f, (v,), (one,))[1] for one in t.to(dtype)]).double()
+
+    exact, theirs, ours = of_torch(F64), of_torch(torch.bfloat16), jvp(call(torch.bfloat16), x, t)[1].double()
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
 
 
 def test_output_classes_of_diffusers_and_kwargs():
