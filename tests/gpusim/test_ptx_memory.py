@@ -1,12 +1,15 @@
 """Loads, stores, atomics, barriers, shuffles; what the checks say about wrong ones, and their silence on right ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from . import ptx
 from .launch import Buffer, Launch, empty
+from .ptx.access import narrowest_accesses
 from .ptx.counters import LruCache, count_sectors, count_wavefronts
-from .ptx_harness import run_body
+from .ptx_harness import kernel_text, run_body
 
 WORDS = np.arange(64, dtype=np.uint32)
 SHARED = "    .shared .align 16 .b8 tile[512];\n"
@@ -219,6 +222,36 @@ def test_two_values_at_one_address():
     store = "    st.global.u32 [%q0], {};"
     assert kinds(run_body(store.format("%i"), [empty(1, np.uint32)])) == {"race"}
     run_body(store.format("5"), [empty(1, np.uint32)]).check()
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("v4.b32 [%rd2], {%i, %i, %i, %i}", 0), ("b32 [%rd2], %i", 12)])
+def test_cells_are_as_wide_as_the_narrowest_access_of_a_space(wide, narrow):
+    """A thread stores 16 bytes; another one reads one word of them, of which it is the only reader."""
+    body = f"""
+    mul.wide.u32 %rd2, %i, 16;
+    add.u64 %rd2, %rd2, %q0;
+    st.global.{wide};
+    setp.eq.u32 %p0, %i, 40;
+    @%p0 ld.global.b32 %r1, [%q0+{narrow}];"""
+    kernel = ptx.parse(kernel_text(body, 1))["t"]
+    assert narrowest_accesses(kernel) == {"global": 4, "shared": 16}
+    races = run_body(body, [Buffer(np.zeros(256, np.uint32))], block=64).issues.kinds()
+    assert races == ({"race"} if narrow == 0 else set())
+    wider = ptx.parse(kernel_text(body.replace("ld.global.b32 %r1", "ld.global.v2.b32 {%r1, %r2}"), 1))["t"]
+    assert narrowest_accesses(wider)["global"] == (8 if "v4" in wide else 4)
+
+
+def test_a_kernel_is_decoded_once():
+    """Unless a variable of the module lies elsewhere, whose address is part of the decoded code."""
+    body = "    mov.u64 %rd2, table;\n    ld.global.u32 %r1, [%rd2];\n" + GLOBAL + "    st.global.u32 [%rd0], %r1;\n"
+    text = kernel_text(body.replace("%q1", "%q0"), 1, module=".global .align 4 .u32 table = 7;\n")
+    kernel = ptx.parse(text)["t"]
+    for size in (32, 32, 5000):  # the last one moves the table
+        result = ptx.run(kernel, Launch((1,), (32,), [empty(size, np.uint32)])).check()
+        assert (result.buffers[0][:32] == 7).all()
+    assert len(kernel.decoded) == 2
+    assert not replace(kernel, code=kernel.code[:-1]).decoded
+    assert kernel == ptx.parse(text)["t"]
 
 
 def test_bytes_of_one_word_do_not_race():

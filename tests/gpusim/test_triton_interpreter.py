@@ -103,3 +103,20 @@ def test_patches_are_undone():
     with honest_interpreter():
         assert interpreter.InterpreterBuilder.create_dot is not before["create_dot"]
     assert all(getattr(interpreter.InterpreterBuilder, name) is value for name, value in before.items())
+
+
+def test_the_language_is_patched_once_per_launch(triton_interpreter, monkeypatch, generator):
+    """Again for every function that a kernel calls took half of a run; afterwards nothing of it stays."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    counted, builtins = [], interpreter._patch_builtin
+    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *args: (counted.append(args[0]), builtins(*args)))
+    before = tl.load
+    x = torch.randn(1000, generator=generator)
+    for _ in range(2):
+        partial, ticket, out = torch.empty(4), torch.zeros(1, dtype=torch.int32), torch.empty(1)
+        samples.ticket_sum[(4,)](x, partial, ticket, out, 1000, BLOCK=256, MAX_PROGRAMS=4)
+        torch.testing.assert_close(out[0].double(), x.double().sum(), rtol=1e-5, atol=1e-5)
+    assert all(1 <= counted.count(module) <= 2 * 2 for module in (tl, tl.core))  # launches times sets of modules
+    assert tl.load is before

@@ -7,6 +7,7 @@ compiling happens in a child process, which handles a list of requests and leave
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -27,6 +28,7 @@ from .toolchain import BUILD
 __all__ = ["TritonCompileError", "TritonModule", "TritonRequest", "compile_triton"]
 
 ROOT = Path(__file__).parents[2]
+LAYOUT = "2"  # of a result's folder, which appears whole since 2: one of before may lack its facts and block the name
 
 
 class TritonCompileError(AssertionError):
@@ -61,10 +63,10 @@ class TritonRequest:
 
     @property
     def key(self) -> str:
-        text = json.dumps(asdict(self), sort_keys=True) + importlib.metadata.version("triton")
+        text = json.dumps(asdict(self), sort_keys=True) + importlib.metadata.version("triton") + LAYOUT
         digest = hashlib.sha256(text.encode())
         for path in _module_files(self.module):
-            digest.update(path.read_bytes())
+            digest.update(_contents(path, path.stat().st_mtime_ns)[0])
         return f"{self.function}-{self.target}-{digest.hexdigest()[:16]}"
 
 
@@ -86,6 +88,13 @@ class TritonModule:
         return self.asm("ptx").decode()
 
 
+@functools.lru_cache(maxsize=256)
+def _contents(path: Path, changed: int) -> tuple[bytes, frozenset[str]]:
+    """Return a file's bytes and the words in it; ``changed``, its time of change, tells one content from another."""
+    text = path.read_bytes()
+    return text, frozenset(re.findall(r"\w+", text.decode()))
+
+
 def _module_files(module: str) -> list[Path]:
     """The file of a module, and those beside it that it or they name, from which it may take functions."""
     spec = importlib.util.find_spec(module)
@@ -93,7 +102,8 @@ def _module_files(module: str) -> list[Path]:
         raise ModuleNotFoundError(module)
     found, named = {Path(spec.origin)}, [Path(spec.origin)]
     while named:
-        words = set(re.findall(r"\w+", named.pop().read_text()))
+        path = named.pop()
+        _, words = _contents(path, path.stat().st_mtime_ns)
         named += (new := {path for path in Path(spec.origin).parent.glob("*.py") if path.stem in words} - found)
         found |= new
     return sorted(found)
@@ -169,9 +179,16 @@ def _compile_one(request: dict) -> None:
         "global_scratch": getattr(compiled.metadata, "global_scratch_size", 0),
     }
     (folder / "facts.json").write_text(json.dumps(facts))
+    _publish(folder, final)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Give a finished folder its name, unless another worker was first."""
     try:
         folder.rename(final)
-    except OSError:  # another worker was first
+    except OSError:
+        if not (final / "facts.json").exists():  # it was not that
+            raise
         shutil.rmtree(folder)
 
 

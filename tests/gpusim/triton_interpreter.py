@@ -77,6 +77,7 @@ def honest_interpreter(*, refuse_half_arithmetic: bool = True) -> Iterator[None]
         (builder, "create_masked_load", _poisoned_load(interpreter, builder.create_masked_load)),
         (interpreter, "_convert_float", _honest_convert(interpreter._convert_float)),
         (interpreter.ReduceOps, "generic_reduce", _tree_reduce),
+        (interpreter, "_patch_lang", _patched_once(interpreter._patch_lang)),
     ]
     if refuse_half_arithmetic:
         for name in ("binary_op", "unary_op", "ternary_op", "create_fma", "create_fabs"):
@@ -91,6 +92,36 @@ def honest_interpreter(*, refuse_half_arithmetic: bool = True) -> Iterator[None]
     finally:
         for owner, name, original in saved:
             setattr(owner, name, original)
+
+
+def _patched_once(original: Callable) -> Callable:
+    """Patch ``triton.language`` once per launch and set of modules that a function sees.
+
+    The original does so again for every call of a function by a kernel, member by member: half of a run.
+    """
+    import triton.language as tl
+
+    seen: list[set[tuple[str, ...]]] = []  # the open launch's, if any
+
+    def patch_lang(fn):
+        modules = tuple(sorted({m.__name__ for m in fn.__globals__.values() if m is tl or m is tl.core}))
+        if seen:  # a call by a kernel, whose scope nobody restores
+            if modules not in seen[-1]:
+                seen[-1].add(modules)
+                original(fn)
+            return None
+        scope = original(fn)
+        restore = scope.restore
+        seen.append({modules})
+
+        def restored() -> None:
+            seen.pop()
+            restore()
+
+        scope.restore = restored
+        return scope
+
+    return patch_lang
 
 
 def _tree_reduce(self, inputs) -> list:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .memory import GLOBAL_BASE, INITIALISED, LOCAL_BASE, PENDING, SHARED_BASE, VALID, Arena
-from .parser import Instruction
+from .parser import Instruction, Kernel
 from .races import Shadow
 from .types import TYPES
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .decoder import Lanes
     from .machine import Machine
 
-__all__ = ["Access", "Checker", "space_of"]
+__all__ = ["VECTORS", "Access", "Checker", "narrowest_accesses", "space_of"]
 
 READABLE = VALID | INITIALISED
 SPACES = ("global", "shared", "local", "param", "const")
 ACCESSES = {"ld", "ldu", "st", "atom", "red"}
+_ARENAS = {"global": ("global",), "const": ("global",), "shared": ("shared",), "generic": ("global", "shared")}
+VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 
 
 def space_of(instruction: Instruction) -> str:
@@ -55,15 +57,15 @@ class Checker:
     def __init__(self, machine: Machine) -> None:
         self.m = machine
         self.enabled = machine.options.check
-        self.cell = _narrowest_access(machine)
-        self.global_shadow = self._shadow(len(machine.memory.arena)) if self.enabled else None
+        self.cells = machine.code.cells
+        self.global_shadow = self._shadow("global", len(machine.memory.arena)) if self.enabled else None
         self.shared_shadow: Shadow | None = None
 
-    def _shadow(self, nbytes: int) -> Shadow:
-        return Shadow(-(-nbytes // self.cell), self.m.sync, self.m.n_threads)
+    def _shadow(self, space: str, nbytes: int) -> Shadow:
+        return Shadow(-(-nbytes // self.cells[space]), self.m.sync, self.m.n_threads)
 
     def begin_batch(self) -> None:
-        self.shared_shadow = self._shadow(len(self.m.shared)) if self.enabled else None
+        self.shared_shadow = self._shadow("shared", len(self.m.shared)) if self.enabled else None
 
     def shadow(self, arena: Arena) -> Shadow | None:
         return {"global": self.global_shadow, "shared": self.shared_shadow}.get(arena.name)
@@ -177,7 +179,7 @@ class Checker:
         self.check_ready(access, size, instruction)
         shadow = self.shadow(access.arena) if self.enabled else None
         if shadow is not None:
-            for cells in self._cells(access.offsets, size):
+            for cells in self._cells(access, size):
                 race = shadow.read(cells, access.threads, self.m.time, strength)
                 self._report_race(race, access, instruction)
 
@@ -194,14 +196,14 @@ class Checker:
             self._check_not_pending(access, size, instruction)
         shadow = self.shadow(access.arena) if self.enabled else None
         if shadow is not None:
-            for cells in self._cells(access.offsets, size):
+            for cells in self._cells(access, size):
                 race = shadow.write(cells, access.threads, self.m.time, strength)
                 self._report_race(race, access, instruction)
 
     def check_unwritten(self, access: Access, size: int, instruction: Instruction) -> None:
         """Check a load that takes memory for constant (``ld.global.nc``): the launch has not written it so far."""
         shadow = self.shadow(access.arena) if self.enabled else None
-        for cells in self._cells(access.offsets, size) if shadow else ():
+        for cells in self._cells(access, size) if shadow else ():
             if (who := shadow.written_by(cells)) is not None:
                 detail = f"a read-only load of {access.arena.name} memory that {self.who_global(who)} has written"
                 self.m.issues.add("race", instruction, detail, topic="read-only")
@@ -214,9 +216,10 @@ class Checker:
             detail = f"{who} writes where an asynchronous copy is still under way to"
             self.m.issues.add("async", instruction, detail, topic="overwritten", count=int(pending.sum()))
 
-    def _cells(self, offsets: np.ndarray, size: int) -> list[np.ndarray]:
-        first = offsets // self.cell
-        return [first + extra for extra in range(max(1, size // self.cell))]
+    def _cells(self, access: Access, size: int) -> list[np.ndarray]:
+        cell = self.cells[access.arena.name]
+        first = access.offsets // cell
+        return [first + extra for extra in range(max(1, size // cell))]
 
     def _report_unready(self, access: Access, size: int, ready: np.ndarray, instruction: Instruction) -> None:
         index = int(np.argmin(ready))
@@ -257,11 +260,21 @@ class Checker:
         self.m.issues.add(kind, instruction, detail, topic="same instruction", count=int(lost.sum()))
 
 
-def _narrowest_access(machine: Machine) -> int:
-    """Return the bytes of the narrowest global or shared access, at most 4: the cell of the shadow memory."""
-    narrowest = 4
-    for instruction in machine.kernel.code:
-        if instruction.opcode in ACCESSES and space_of(instruction) in {"global", "shared", "generic"}:
+def narrowest_accesses(kernel: Kernel) -> dict[str, int]:
+    """Return the bytes of the narrowest access to global and to shared memory: the cells of their shadow memory.
+
+    Accesses are aligned to their size, so no cell is ever touched in part. A ``cp.async`` of fewer bytes than it copies
+    reads single ones, all of its own.
+    """
+    narrowest = {"global": 16, "shared": 16}
+    for instruction in kernel.code:
+        space, size = space_of(instruction), 16
+        if instruction.opcode == "cp":
+            space, size = "generic", 4
+        elif instruction.opcode in ACCESSES:
             sizes = [TYPES[modifier].size for modifier in instruction.modifiers if modifier in TYPES]
-            narrowest = min(narrowest, *sizes) if sizes else narrowest
+            lanes = next((count for name, count in VECTORS.items() if name in instruction.modifiers), 1)
+            size = min(sizes) * lanes if sizes else 4
+        for name in _ARENAS.get(space, ()):
+            narrowest[name] = min(narrowest[name], size)
     return narrowest

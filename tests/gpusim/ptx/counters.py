@@ -50,17 +50,30 @@ def count_wavefronts(offsets: np.ndarray, size: int, warps: np.ndarray) -> tuple
     half warps, 128-bit ones by quarter warps.
     """
     lanes_per_pass = {8: 16, 16: 8}.get(size, 32)
-    lane_in_warp = np.arange(len(warps)) - np.searchsorted(warps, warps)
+    position = np.arange(len(warps))
+    begins = np.diff(warps, prepend=-1) != 0
+    lane_in_warp = position - np.maximum.accumulate(np.where(begins, position, 0))
     group = warps.astype(np.int64) * (32 // lanes_per_pass) + lane_in_warp // lanes_per_pass
     words_per_lane = max(1, size // 4)
     words = (offsets[:, None] // 4 + np.arange(words_per_lane)).reshape(-1)
     groups = np.repeat(group, words_per_lane)
-    distinct = np.unique(groups << 32 | words)
-    groups, banks = distinct >> 32, (distinct & 0xFFFFFFFF) % 32
-    names, per_bank = np.unique(groups * 32 + banks, return_counts=True)
-    group_of_bank = names // 32
-    starts = np.nonzero(np.diff(group_of_bank, prepend=-1))[0]
-    return int(np.maximum.reduceat(per_bank, starts).sum()), len(starts)
+    distinct = _distinct(groups << 32 | words)
+    fresh = np.empty(len(distinct), bool)
+    fresh[0] = True
+    np.not_equal(distinct[1:] >> 32, distinct[:-1] >> 32, out=fresh[1:])
+    number = np.cumsum(fresh) - 1  # of the group, among those that are there
+    n_groups = int(number[-1]) + 1
+    per_bank = np.bincount(number * 32 + (distinct & 31), minlength=32 * n_groups)
+    return int(per_bank.reshape(-1, 32).max(1).sum()), n_groups
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Return the sorted distinct values, which for a few thousand takes ``np.unique`` several times as long."""
+    values = np.sort(values)
+    fresh = np.empty(len(values), bool)
+    fresh[:1] = True
+    np.not_equal(values[1:], values[:-1], out=fresh[1:])
+    return values[fresh]
 
 
 class LruCache:
@@ -84,9 +97,9 @@ class LruCache:
 
     def access(self, offsets: np.ndarray, size: int, *, write: bool) -> None:
         sectors = offsets // SECTOR
-        sectors = np.unique(sectors[np.diff(sectors, prepend=-1) != 0])  # neighbours first: most repeats are there
+        sectors = _distinct(sectors[np.diff(sectors, prepend=-1) != 0])  # neighbours first: most repeats are there
         if size > SECTOR:
-            sectors = np.unique(np.concatenate([sectors, (offsets + size - 1) // SECTOR]))
+            sectors = _distinct(np.concatenate([sectors, (offsets + size - 1) // SECTOR]))
         if sectors[-1] >= len(self.used):
             grown = max(2 * len(self.used), int(sectors[-1]) + 1)
             self.used = np.concatenate([self.used, np.zeros(grown - len(self.used), np.int64)])

@@ -92,13 +92,16 @@ class Decoder:
 
     def decode(self, instruction: Instruction) -> Run:
         decode = OPCODES.get(instruction.opcode)
-        where = f"PTX line {instruction.line} ({instruction.source}): {instruction.text}"
         if decode is None:
-            raise ExecutionError(f"opcode '{instruction.opcode}' is not known to the executor, at {where}")
+            raise ExecutionError(
+                f"opcode '{instruction.opcode}' is not known to the executor, at {_where(instruction)}"
+            )
         try:
             return decode(self, instruction)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
-            raise ExecutionError(f"this form of '{instruction.opcode}' is not known ({error!r}), at {where}") from error
+            raise ExecutionError(
+                f"this form of '{instruction.opcode}' is not known ({error!r}), at {_where(instruction)}"
+            ) from error
 
     # ------------------------------------------------------------------------------------------------ operands
 
@@ -198,6 +201,10 @@ class Decoder:
     def group(text: str) -> tuple[str, ...]:
         """Return the registers of ``{a, b}``, or of a single one."""
         return split_operands(text.strip("{} ")) if text.startswith("{") else (text,)
+
+
+def _where(instruction: Instruction) -> str:
+    return f"PTX line {instruction.line} ({instruction.source}): {instruction.text}"
 
 
 def _lay_out(variables: list[Variable], guard: int = 0) -> tuple[dict[str, int], int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import ops_arithmetic, ops_async, ops_convert, ops_integer, ops_matrix, ops_memory, ops_warp  # noqa: F401
-from .access import Checker
+from .access import Checker, narrowest_accesses
 from .counters import L2_BYTES, Counters, LruCache
 from .decoder import Decoder, Lanes, Run
 from .memory import VALID, Arena, DeviceMemory
@@ -66,6 +66,27 @@ class _Step:
     negated: bool
 
 
+class _Program:
+    """The decoded code of a kernel; holds nothing of a launch, so that every launch shares it."""
+
+    def __init__(self, kernel: Kernel, addresses: dict[str, int]) -> None:
+        self.decoder = Decoder(kernel, addresses)
+        self.steps = [self._decode(instruction) for instruction in kernel.code]
+        leaders = {0, len(self.steps), *kernel.labels.values()}
+        leaders |= {i + 1 for i, step in enumerate(self.steps) if step.run is None}
+        ordered = sorted(leaders)
+        self.block_end = dict(zip(ordered, [*ordered[1:], len(self.steps)], strict=True))
+        self.barrier_ids = {_barrier_id(step.instruction) for step in self.steps if _is_block_barrier(step)}
+        self.crosses_blocks = any(_crosses_blocks(step.instruction) for step in self.steps)
+        self.cells = narrowest_accesses(kernel)
+
+    def _decode(self, instruction: Instruction) -> _Step:
+        control = instruction.opcode in CONTROL and "warp" not in instruction.modifiers
+        predicate = self.decoder.slots[instruction.predicate] if instruction.predicate else None
+        run = None if control else self.decoder.decode(instruction)
+        return _Step(instruction, run, predicate, instruction.negated)
+
+
 class Machine:
     """Executes one kernel on one device memory.
 
@@ -81,13 +102,12 @@ class Machine:
         self.counters = Counters(cache=LruCache(options.cache_bytes))
         self.issues = Issues()
         self.time = 0
-        self.decoder = Decoder(kernel, {name: self._place(name) for name in kernel.global_})
-        self.program = [self._decode(instruction) for instruction in kernel.code]
-        leaders = {0, len(self.program), *kernel.labels.values()}
-        leaders |= {i + 1 for i, step in enumerate(self.program) if step.run is None}
-        ordered = sorted(leaders)
-        self.block_end = dict(zip(ordered, [*ordered[1:], len(self.program)], strict=True))
-        self.barrier_ids = {self._barrier_id(step.instruction) for step in self.program if _is_block_barrier(step)}
+        addresses = {name: self._place(name) for name in kernel.global_}
+        place = tuple(addresses.values())
+        if place not in kernel.decoded:  # which takes as long as a small launch
+            kernel.decoded[place] = _Program(kernel, addresses)
+        self.code: _Program = kernel.decoded[place]
+        self.decoder, self.program, self.block_end = self.code.decoder, self.code.steps, self.code.block_end
         self.control: dict[str, Callable] = {
             "bra": self._branch,
             "brx": self._indexed_branch,
@@ -103,12 +123,6 @@ class Machine:
         for index, value in enumerate(variable.initial):
             data[index] = value & ((1 << variable.type.bits) - 1)
         return self.memory.allocate(data.nbytes, data)
-
-    def _decode(self, instruction: Instruction) -> _Step:
-        control = instruction.opcode in CONTROL and "warp" not in instruction.modifiers
-        predicate = self.decoder.slots[instruction.predicate] if instruction.predicate else None
-        run = None if control else self.decoder.decode(instruction)
-        return _Step(instruction, run, predicate, instruction.negated)
 
     # --------------------------------------------------------------------------------------------------- launch
 
@@ -141,8 +155,7 @@ class Machine:
         self.shared_size = self.decoder.shared_bytes + shared_bytes
         self.shared_stride = -(-max(self.shared_size, 1) // 16) * 16
         self.local_stride = -(-max(self.decoder.local_bytes, 1) // 16) * 16
-        crosses = any(_crosses_blocks(step.instruction) for step in self.program)
-        self.sync = Order(n_blocks, self.n_threads, self.barrier_ids, crosses)
+        self.sync = Order(n_blocks, self.n_threads, self.code.barrier_ids, self.code.crosses_blocks)
         self.checker = Checker(self)
         per_batch = max(1, BATCH_THREADS // self.n_threads)
         with np.errstate(all="ignore"):
@@ -311,20 +324,13 @@ class Machine:
 
     # -------------------------------------------------------------------------------------------------- barriers
 
-    @staticmethod
-    def _barrier_id(instruction: Instruction) -> int:
-        operands = [text for text in instruction.operands if not text.startswith(("%p", "!"))]
-        if "red" in instruction.modifiers:
-            operands = operands[1:]
-        return int(operands[0], 0) if operands else 0
-
     def _barrier(self, step: _Step, index: int, lanes: Lanes, active: Lanes) -> int | None:
         instruction = step.instruction
         known = {"sync", "red", "aligned", "cta", "popc", "and", "or", "pred", "u32"}
         if not set(instruction.modifiers) <= known:
             raise ExecutionError(f"this form of '{instruction.opcode}' is not known: {instruction.text}")
         self.pc[lanes] = index + 1
-        number = self._barrier_id(instruction)
+        number = _barrier_id(instruction)
         self.waiting[active] = number
         self.arrivals[index + 1] = instruction
         if isinstance(active, slice):
@@ -368,6 +374,13 @@ class Machine:
         self.issues.add("barrier", self.arrivals[int(self.pc[stuck[0]])], f"deadlock: {message}", topic="deadlock")
         self.pc[stuck] = len(self.program)
         self.waiting[stuck] = -1
+
+
+def _barrier_id(instruction: Instruction) -> int:
+    operands = [text for text in instruction.operands if not text.startswith(("%p", "!"))]
+    if "red" in instruction.modifiers:
+        operands = operands[1:]
+    return int(operands[0], 0) if operands else 0
 
 
 def _is_block_barrier(step: _Step) -> bool:

@@ -58,7 +58,7 @@ class Arena:
         view = self.data.view(UNSIGNED[size])
         cells = offsets // size
         view[cells] = values
-        return bool(np.array_equal(view[cells], np.broadcast_to(values, cells.shape)))
+        return bool((view[cells] == values).all())
 
     def in_state(self, offsets: np.ndarray, size: int, wanted: int) -> np.ndarray:
         """Return which accesses of ``size`` bytes find all their bytes in exactly the state ``wanted``."""

@@ -46,9 +46,11 @@ def _elementwise(
     write = decoder.float_target(instruction.operands[0], kind)
     reads = [_float_source(decoder, instruction, operand, kind) for operand in instruction.operands[1:]]
 
+    finishes = not {"sat", "relu", "ftz"}.isdisjoint(instruction.modifiers)
+
     def run(m, lanes: Lanes) -> None:
-        values = [read(m, lanes) for read in reads]
-        write(m, lanes, _finish(function(*values), instruction, kind))
+        values = function(*[read(m, lanes) for read in reads])
+        write(m, lanes, _finish(values, instruction, kind) if finishes else values)
         if flops:
             _count(m, lanes, kind, flops)
 

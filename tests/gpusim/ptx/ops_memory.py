@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .access import Access, space_of
+from .access import VECTORS, Access, space_of
 from .decoder import Decoder, Lanes, Run, opcode, require
 from .memory import INITIALISED, VALID
 from .numeric import round_to_half, widen_half
@@ -21,7 +21,6 @@ CACHE_HINTS = (
     *("L2::evict_normal", "L2::evict_first", "L2::evict_last", "entry"),
 )
 SCOPES = ("cta", "gpu", "sys")
-VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 
 
 def strength_of(instruction: Instruction) -> int:

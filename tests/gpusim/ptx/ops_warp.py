@@ -36,6 +36,8 @@ def full_warps(m: Machine, lanes: Lanes, instruction: Instruction) -> np.ndarray
 
 def _check_mask(m: Machine, threads: np.ndarray, mask: np.ndarray, instruction: Instruction) -> None:
     """Report lanes that are not in their own mask, and lanes of the mask that are not here."""
+    if len(threads) == m.size and m.n_threads % 32 == 0 and (np.asarray(mask) == 0xFFFFFFFF).all():
+        return  # whole warps that name all of their lanes
     lanes = m.lane[threads].astype(np.uint32)
     mask = np.broadcast_to(np.asarray(mask), threads.shape).astype(np.uint32)
     outside = (mask >> lanes & np.uint32(1)) == 0
@@ -81,9 +83,11 @@ def _shfl(decoder: Decoder, instruction: Instruction) -> Run:
             source = {"down": lane + b, "bfly": lane ^ b}.get(mode, low | (b & ~segment))
             valid = source <= high
         source = np.where(valid, source, lane)
-        position = np.full(m.size + 32, -1, np.int64)
-        position[threads] = np.arange(count)
-        found = position[threads - lane + source]
+        found = threads - lane + source
+        if count < m.size or m.size % 32:
+            position = np.full(m.size + 32, -1, np.int64)
+            position[threads] = np.arange(count)
+            found = position[found]
         _check_mask(m, threads, mask(m, lanes), instruction)
         absent = found < 0
         if absent.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from .types import TYPES, Type
 
@@ -60,7 +61,10 @@ class Variable:
 
 @dataclass
 class Kernel:
-    """One ``.entry`` with everything it refers to."""
+    """One ``.entry`` with everything it refers to.
+
+    ``decoded`` is the machine's: what it made of the code, by the addresses of module-scope variables.
+    """
 
     name: str
     target: str
@@ -73,10 +77,14 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
     branch_tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     required_threads: int | None = None
+    decoded: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 def split_operands(text: str) -> tuple[str, ...]:
     """Split at the commas outside brackets: ``{%r1, %r2}, [%rd1+4], 3`` gives three."""
+    if not any(bracket in text for bracket in "{[("):
+        *parts, last = (part.strip() for part in text.split(","))
+        return (*parts, last) if last else tuple(parts)
     parts, depth, start = [], 0, 0
     for position, char in enumerate(text):
         depth += (char in "{[(") - (char in "}])")
