@@ -221,9 +221,26 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with :func:`machine` behind each; columns in the order in which they first appear."""
-    full = [{**row, **machine()} for row in rows]
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str] = ()) -> None:
+    """Writes rows with :func:`machine` behind each; columns in the order in which they first appear.
+
+    Args:
+        path: The file.
+        rows: What was measured.
+        key: Columns that name a row. Rows of the file with another name stay, with the machine and commit that they
+            were measured on; without ``key`` the file is written anew.
+    """
+    full: list[dict[str, Any]] = [{**row, **machine()} for row in rows]
+    if key and path.exists():
+        with path.open(newline="") as file:
+            before = list(csv.DictReader(file))
+
+        def name(row: Mapping[str, Any]) -> tuple[str, ...]:
+            return tuple(str(row.get(column, "")) for column in key)
+
+        new = {name(row): row for row in full}
+        kept = [new.pop(name(row), row) for row in before]  # a row that was measured again, at its place
+        full = [*kept, *new.values()]
     columns = list(dict.fromkeys(key for row in full for key in row if key not in machine())) + list(machine())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

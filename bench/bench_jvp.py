@@ -9,7 +9,9 @@ memory layout and with the library for its linear layers in which that is fastes
 interleaved samples. The peers get the two things without which they fail on these models: attention without a fused
 kernel, and GroupNorm on contiguous memory. Peak memory is that of a process of its own, above what it held with the
 model loaded, at the largest K. Errors are those of the tangents, against float64. At true size each candidate runs
-once, in a process of its own that gives time and memory. JAX takes part where it is installed (`pip install jax`).
+once, in a process of its own that gives time and memory. A run adds its rows to the file, in place of those of the
+same model, K, candidate and number of threads: those of other runs stay, each with its commit. JAX takes part where
+it is installed (`pip install jax`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -258,10 +261,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny models: does it run at all")
     parser.add_argument("--no-memory", action="store_true", help="no peak memory")
     parser.add_argument("--alone", choices=CANDIDATES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="the CSV to write (default: in bench/results/)")
+    parser.add_argument("--out", type=Path, help="the CSV to add to (default: in bench/results/)")
     args = parser.parse_args(argv)
     models = args.models or (list(TRUE_SIZE) if args.true_size else reduced)
-    args.out = args.out or common.RESULTS / ("jvp_true_size.csv" if args.true_size else "jvp.csv")
+    folder = Path(tempfile.gettempdir()) if args.small else common.RESULTS  # tiny models are no results
+    args.out = args.out or folder / ("jvp_true_size.csv" if args.true_size else "jvp.csv")
     with torch.no_grad(), common.threads(args.threads):
         if args.alone:
             print(json.dumps(_alone_here(models[0], args.tangents[0], args.batch, args.alone, args.small)))
@@ -281,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows += new
                 print(f"{name}, K = {k}: done", file=sys.stderr)
             rows += accuracy(name, 2, args.small)
-    common.write_csv(args.out, rows)
+    common.write_csv(args.out, rows, key=_jvp_report.KEY)
     read = _jvp_report.report.read(args.out)
     print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}")
     if not args.true_size:

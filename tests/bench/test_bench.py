@@ -215,6 +215,28 @@ def test_jvp_bench_runs(bench_path, report, tmp_path, capsys):
     assert bars["error of the tangents over that of `torch.func.jvp`"].met
     assert bars["error of float32 primals with bfloat16 tangents"].met
     assert "| DiT-like | 4 | jvp |" in capsys.readouterr().out
+    other = ["--tangents", "2", *[a for a in arguments if a not in ("--tangents", "4")]]
+    assert bench.main([*other, "--no-memory", "--out", str(out)]) == 0
+    both = report.read(out)
+    kept, new = ([r for r in report.pick(both, section="time", n_tangents=k)] for k in ("4", "2"))
+    assert kept == report.pick(rows, section="time")
+    assert [r["candidate"] for r in new] == [r["candidate"] for r in kept]
+    assert len(both) == len(kept) + len(new) + len(report.pick(rows, section="accuracy"))
+
+
+def test_rows_of_several_runs_stand_in_one_file(common, report, tmp_path, monkeypatch):
+    path, key = tmp_path / "x.csv", ("model", "n_tangents")
+    common.write_csv(path, [{"model": "dit", "n_tangents": k, "ms": k} for k in (1, 4)], key=key)
+    monkeypatch.setattr(common, "machine", lambda: {"commit": "later"})
+    common.write_csv(path, [{"model": "dit", "n_tangents": k, "ms": 10 * k, "peak_mb": 3} for k in (8, 4)], key=key)
+    rows = report.read(path)
+    assert [(r["n_tangents"], r["ms"], r["peak_mb"]) for r in rows] == [
+        ("1", "1", ""),
+        ("4", "40", "3"),
+        ("8", "80", "3"),
+    ]
+    assert [r["commit"] == "later" for r in rows] == [False, True, True]
+    assert rows[0]["cpu"]
 
 
 def test_jvp_bars_say_no(bench_path):
@@ -227,7 +249,8 @@ def test_jvp_bars_say_no(bench_path):
         for name, (over, faster, ms, mb) in figures.items()
     ]
     bars = {bar.what: bar for bar in jvp_report.bars(rows)}
-    assert [bar.met for bar in bars.values()] == [False, False, False]
+    assert [bar.met for bar in bars.values()] == [False, False, False, False]
+    assert bars["SD-like, K >= 4: E as a share of that of one forward of batch K + 1"].figures["2"] == "0.794"
     assert bars["SD-like, K >= 4: times as fast as the best peer"].figures["2"] == "3.9"
     rows[0] |= {"over_wide_forward": "1.24", "peak_mb": "109"}
     rows[1] |= {"jvp_faster": "4.1"}
