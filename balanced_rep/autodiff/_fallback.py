@@ -19,6 +19,7 @@ from balanced_rep.autodiff._session import calling_module, current
 
 __all__ = ["differentiable", "fallback"]
 
+WRONG_UNDER_VMAP = ("index_fill",)
 _GROUP_NORMS = (F.group_norm, torch.group_norm)
 
 
@@ -117,6 +118,8 @@ def _join(value: Tensor, tangents: Tensor) -> Tensor:
 def _all_tangents(one: Callable[..., Any], tangents: tuple[Tensor, ...], name: str) -> Any:
     with differentiable():
         try:
+            if any(wrong in name for wrong in WRONG_UNDER_VMAP):
+                raise RuntimeError("torch.func.vmap takes the first tangent for all")
             return torch.func.vmap(one, out_dims=(None, 0))(*tangents)  # pyright: ignore[reportArgumentType]
         except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
             first = error

@@ -131,7 +131,9 @@ def _log_softmax(input: Dual, dim: int | None = None, *args: Any, dtype: torch.d
 @rule("logsumexp", kind="norm", formula="t' = <softmax(x), t>")
 def _logsumexp(input: Dual, dim: Any, keepdim: bool = False) -> Dual:
     s = input.stack
-    dims = [slot_dim(d, input.dim()) for d in ([dim] if isinstance(dim, int) else dim)]
+    dims = slot_dims(dim, input.dim())
+    if not dims:
+        return Dual(torch.cat([torch.logsumexp(s[0], ()).unsqueeze(0), s[1:]]))
     inner = [d - 1 for d in dims]
     y0 = torch.logsumexp(s[0], inner, keepdim=True)
     t = (s[1:] * torch.exp(s[0] - y0)).sum(dims, keepdim=True)
@@ -156,7 +158,7 @@ def _spread(name: str) -> None:
         x = x - x.mean(inner, keepdim=True)
         n = math.prod(s.shape[d] for d in at)
         y0 = getattr(torch, name)(s[0], inner, correction=correction, keepdim=True)
-        t = (wide(s[1:]) * x).sum(at, keepdim=True) * (2 / max(n - correction, 0) if n > correction else math.nan)
+        t = (wide(s[1:]) * x).sum(at, keepdim=True) * (2 / (n - correction) if n > correction else math.nan if n else 0)
         if name == "std":
             t = (t / (2 * wide(y0))).masked_fill_(y0 == 0, 0)  # zero where nothing varies, as torch has it
         y = torch.cat([y0.unsqueeze(0), t.to(s.dtype)])

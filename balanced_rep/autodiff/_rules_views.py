@@ -85,7 +85,9 @@ def _sizes(x: Tensor, shape: list[int]) -> list[int]:
 
 
 @rule("view_as", "reshape_as", kind="view", formula=SAME)
-def _reshape_as(input: Dual, other: Tensor) -> Dual:
+def _reshape_as(input: Tensor, other: Tensor) -> Tensor:
+    if not isinstance(input, Dual):
+        return input.reshape(other.shape)
     return reshaped(input, input.stack.reshape(input.stack.shape[0], *other.shape))
 
 
@@ -208,8 +210,8 @@ def _expand(input: Dual, *sizes: Any, size: Any = None) -> Dual:
 
 
 @rule("expand_as", kind="view", formula=SAME)
-def _expand_as(input: Dual, other: Tensor) -> Dual:
-    return _expand(input, other.shape)
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return _expand(input, other.shape) if isinstance(input, Dual) else input.expand(other.shape)
 
 
 def _aligned(x: Dual, ndim: int) -> Tensor:

@@ -310,6 +310,41 @@ def test_lists_as_indices(index: Any, agrees: Callable, draw: Callable):
         agrees(written, draw(3, 6))
 
 
+AS = {
+    "expand_as": lambda a, b: a[:1].expand_as(b), "view_as": lambda a, b: a.view_as(b),
+    "reshape_as": lambda a, b: a.t().reshape_as(b),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AS)
+@pytest.mark.parametrize("moving", ["a", "b", "both"])
+def test_the_shape_of_another_value(name: str, moving: str, agrees: Callable, draw: Callable):
+    c = draw(2, 3)
+
+    def f(x: Tensor) -> Tensor:
+        a, b = (x, c) if moving == "a" else (c, x) if moving == "b" else (x, x * 2)
+        return AS[name](a, b) + b
+
+    agrees(f, draw(2, 3))
+
+
+def test_reductions_over_no_dims(agrees: Callable, draw: Callable):
+    for dim in ((), 0, -1, (0,)):
+        agrees(lambda x, d=dim: x.logsumexp(d), draw(), strict=dim == ())
+        agrees(lambda x, d=dim: torch.special.logsumexp(x * 2, d, keepdim=True), draw(), strict=dim == ())
+    agrees(lambda x: x.logsumexp((0, -1)), draw(2, 3))
+    agrees(lambda x: x.var(0), draw(0, 3))
+    agrees(lambda x: x.var(), draw(0))
+
+
+def test_index_fill_by_a_value_that_moves(agrees: Callable, draw: Callable):
+    """torch's batching rule for it takes the first value for all."""
+    at, c = torch.tensor([0, 2]), draw(4)
+    agrees(lambda v: c.index_fill(0, at, v), draw(), strict=False)
+    agrees(lambda x: (x * 1).index_fill_(0, at, x.sum()), draw(4), strict=False)
+    agrees(lambda x: x.index_fill(0, at, 2.0), draw(4), strict=False)
+
+
 @pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "rsub", "masked_fill"])
 @pytest.mark.parametrize("moving", ["x", "y", "both"])
 def test_a_value_without_dims_does_not_decide_the_dtype(op: str, moving: str):
