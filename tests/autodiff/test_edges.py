@@ -328,6 +328,7 @@ def test_the_shape_of_another_value(name: str, moving: str, agrees: Callable, dr
     agrees(f, draw(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:var")
 def test_reductions_over_no_dims(agrees: Callable, draw: Callable):
     for dim in ((), 0, -1, (0,)):
         agrees(lambda x, d=dim: x.logsumexp(d), draw(), strict=dim == ())
