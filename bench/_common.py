@@ -22,6 +22,7 @@ import csv  # noqa: E402
 import datetime  # noqa: E402
 import functools  # noqa: E402
 import gc  # noqa: E402
+import importlib  # noqa: E402
 import math  # noqa: E402
 import platform  # noqa: E402
 import statistics  # noqa: E402
@@ -158,11 +159,19 @@ def interleave(
 
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Sets the number of torch's threads inside the block; ours follow it."""
+    """Sets the number of threads of torch, which ours follow, and of the BLAS of numpy and scipy inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(
+                    "scipy.linalg"
+                )  # has a BLAS of its own, which can be told only once it is loaded
+                import threadpoolctl
+
+                stack.enter_context(threadpoolctl.threadpool_limits(n, user_api="blas"))
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -221,7 +230,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, key: Sequence[str] = ()) -> None:
+def write_csv(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    key: Sequence[str] = (),
+    kept: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Writes rows with :func:`machine` behind each; columns in the order in which they first appear.
 
     Args:
@@ -229,8 +244,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, key: Sequence[st
         rows: What was measured.
         key: Columns that name a row. Rows of the file with another name stay, with the machine and commit that they
             were measured on; without ``key`` the file is written anew.
+        kept: Rows of an earlier run, which have their machine already; they come first.
     """
-    full: list[dict[str, Any]] = [{**row, **machine()} for row in rows]
+    full: list[dict[str, Any]] = [*map(dict, kept), *({**row, **machine()} for row in rows)]
     if key and path.exists():
         with path.open(newline="") as file:
             before = list(csv.DictReader(file))
@@ -239,8 +255,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, key: Sequence[st
             return tuple(str(row.get(column, "")) for column in key)
 
         new = {name(row): row for row in full}
-        kept = [new.pop(name(row), row) for row in before]  # a row that was measured again, at its place
-        full = [*kept, *new.values()]
+        stay = [new.pop(name(row), row) for row in before]  # a row that was measured again, at its place
+        full = [*stay, *new.values()]
     columns = list(dict.fromkeys(key for row in full for key in row if key not in machine())) + list(machine())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

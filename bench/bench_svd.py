@@ -1,6 +1,7 @@
 """Randomized SVD against its peers at equal error, the Jacobian's in network passes and seconds, streams.
 
     python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; 12 minutes, mostly peers
+    python bench/bench_svd.py --sections dense   # replaces the rows of this section, keeps the others
     pytest bench --benchmark-only                # single calls, with pytest-benchmark
 
 Equal error: of our calls with 3, 4, 5, ... rounds, the fastest one counts whose Frobenius error exceeds that of the
@@ -355,6 +356,16 @@ def line(row: Row) -> str:
     return f"{row['section']} | {row['case']} | {row['candidate']}: {told}"
 
 
+def untouched(earlier: list[Row], rows: list[Row]) -> list[Row]:
+    """Rows of an earlier run that these do not replace: of other sections, or timed with another number of threads."""
+
+    def part(row: Row) -> tuple[str, str]:
+        return row["section"], str(row["threads"]) if row["section"] in TIMED else ""
+
+    replaced = {part(row) for row in rows}
+    return [row for row in earlier if part(row) not in replaced]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, writes the CSV, prints the bars."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -364,8 +375,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--budget", type=float, default=5.0, help="seconds of timing for each comparison (default: 5)")
     parser.add_argument("--small", action="store_true", help="tiny problems: does it run at all")
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "svd.csv", help="the CSV to write")
+    parser.add_argument(
+        "--out", type=Path, default=common.RESULTS / "svd.csv", help="the CSV; sections that do not run stay in it"
+    )
     args = parser.parse_args(argv)
+    if args.small and args.out == parser.get_default("out"):
+        parser.error("--small needs --out FILE: tiny problems do not belong into the results")
     rows: list[Row] = []
     for (
         section
@@ -378,12 +393,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = [row for row in rows if row["section"] == "values"]
     if shown:  # a file of its own: it does not depend on the machine
         common.write_csv(args.out.with_name(f"{args.out.stem}_values.csv"), shown)
-    rows = [row for row in rows if row["section"] != "values"]
-    if rows:
-        common.write_csv(args.out, rows)
     import _svd_report
     import report
 
+    rows = [row for row in rows if row["section"] != "values"]
+    if rows:
+        earlier = report.read(args.out) if args.out.exists() else []
+        common.write_csv(args.out, rows, kept=untouched(earlier, rows))
     print(report.bars_table(_svd_report.bars(report.read(args.out))))
     return 0
 

@@ -124,6 +124,42 @@ PYBIND11_MODULE(_C, m) {
       "columns).");
 
   m.def(
+      "double_product",
+      [](std::uintptr_t x, const std::vector<int64_t>& x_strides, std::uintptr_t y,
+         const std::vector<int64_t>& y_strides, std::uintptr_t out, const std::vector<int64_t>& out_strides,
+         const std::vector<int64_t>& sizes, bool transposed, bool add, int n_threads) {
+        if (x_strides.size() != 2 || y_strides.size() != 2 || out_strides.size() != 2 || sizes.size() != 4) {
+          throw std::invalid_argument("double_product: two strides of each matrix and four sizes are needed");
+        }
+        br::DoubleProductTask task = {};
+        task.x = at<const double>(x), task.y = at<const double>(y), task.out = at<double>(out);
+        task.x_batch_stride = x_strides[0], task.x_row_stride = x_strides[1];
+        task.y_batch_stride = y_strides[0], task.y_row_stride = y_strides[1];
+        task.out_batch_stride = out_strides[0], task.out_row_stride = out_strides[1];
+        task.batch = sizes[0], task.rows = sizes[1], task.inner = sizes[2], task.columns = sizes[3];
+        task.transposed = transposed, task.add = add && !transposed;
+        py::gil_scoped_release nogil;
+        br::double_product(task, n_threads);
+      },
+      "x y^T or x y of float64 matrices (batch, rows, inner), into out (batch, rows, columns).");
+
+  m.def(
+      "survey",
+      [](std::uintptr_t matrix, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+         std::uintptr_t out, int n_threads) {
+        if (shape.size() != 3 || strides.size() != 3 || strides[2] != 1) {
+          throw std::invalid_argument("survey: a stack of matrices whose rows lie in one piece is needed");
+        }
+        br::SurveyTask task = {};
+        task.m = at<const float>(matrix);
+        task.batch = shape[0], task.rows = shape[1], task.columns = shape[2];
+        task.batch_stride = strides[0], task.row_stride = strides[1];
+        py::gil_scoped_release nogil;
+        br::survey(task, at<double>(out), n_threads);
+      },
+      "Sum of squares, which is finite where all entries are, and largest magnitude, float64 (batch, 2).");
+
+  m.def(
       "read_test",
       [](std::uintptr_t x, int64_t n_bytes, int n_threads) {
         py::gil_scoped_release nogil;

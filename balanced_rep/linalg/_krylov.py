@@ -37,6 +37,7 @@ __all__ = ["Found", "Space", "left_vectors", "search"]
 # Ratio of the smallest to the largest wanted singular value below which left vectors lose their orthogonality to the
 # rounding of a float64 Gram matrix: its square must stay above 1e-16 by what float32 asks for.
 STEEP = 1e-4
+GRAM_ROWS = 32  # of a Gram matrix that are computed at a time
 CAPACITY = 12  # rounds that buffers are made for at first; more are seldom needed
 
 
@@ -99,30 +100,41 @@ class Space:
     def gram(self) -> Tensor:
         """Products of the images, ``(B, l, l)``; those that are new since the last time are computed."""
         assert self._gram is not None
-        if self._known < self.size:
-            edge = product(self.images, self.images[:, self._known :].mH)
-            self._gram[:, : self.size, self._known : self.size] = edge
-            self._gram[:, self._known : self.size, : self._known] = edge[:, : self._known].mH
-            self._known = self.size
+        while self._known < self.size:  # a part at a time, which spares the other half of the products between them
+            old, self._known = self._known, min(self._known + GRAM_ROWS, self.size)
+            edge = product(self.images[:, : self._known], self.images[:, old : self._known].mH)
+            self._gram[:, : self._known, old : self._known] = edge
+            self._gram[:, old : self._known, :old] = edge[:, :old].mH
         return self._gram[:, : self.size, : self.size]
 
     def append(self, R: Tensor, Z: Tensor) -> None:
         """Adds rows ``R (B, b, short)``, orthonormal to those present, and their images ``Z (B, b, long)``."""
-        R, Z = padded(R), padded(Z)
-        self._reserve(R, Z)
+        R = padded(R)
+        self._reserve(R, Z.shape[-1])
         assert self._R is not None
         assert self._Z is not None
         new = slice(self.size, self.size + R.shape[1])
-        self._R[:, new], self._Z[:, new] = R, Z
+        self._R[:, new] = R
+        if Z.data_ptr() != self._Z[:, new].data_ptr():
+            self._Z[:, new] = padded(Z)
         self._known = min(self._known, self.size)  # a restart has cut rows whose products were known
         self.size = new.stop
 
-    def _reserve(self, R: Tensor, Z: Tensor) -> None:
+    def room(self, R: Tensor, long: int) -> Tensor:
+        """Memory ``(B, b, long)`` for images of the rows that come next; what lies there is not copied to append it."""
+        self._reserve(padded(R), long)
+        assert self._Z is not None
+        room = self._Z[:, self.size : self.size + R.shape[1]]
+        room[..., long:] = 0
+        return room[..., :long]
+
+    def _reserve(self, R: Tensor, long: int) -> None:
         """Room for these further rows."""
-        wide, b = double(Z.dtype), R.shape[1]
+        wide, b = double(R.dtype), R.shape[1]
         if self._R is None or self._Z is None or self._gram is None:
             size = max(self._capacity, -(-b // PAD) * PAD)
-            self._R, self._Z = (X.new_empty((len(X), size, X.shape[-1]), dtype=wide) for X in (R, Z))
+            lengths = (R.shape[-1], long + -long % PAD)
+            self._R, self._Z = (R.new_empty((len(R), size, length), dtype=wide) for length in lengths)
             self._gram = self._R.new_empty((len(R), size, size))
         elif self.size + b > self._R.shape[1]:
             extra = max(self._R.shape[1], -(-b // PAD) * PAD)
@@ -219,10 +231,15 @@ def search(
 
     R = orthonormalise(draw(0), None, lambda: draw(1))
     for r in range(1, rounds + 1):
-        if isinstance(M, Dense) and tol is None and r < rounds:
-            Z, W = M.both(R[..., : M.short])
-        else:  # with tol the second product waits for the stop rule
-            Z, W = M.forward(R[..., : M.short]), None
+        rows, W = R[..., : M.short], None
+        if not isinstance(M, Dense):
+            Z = M.forward(rows)
+        else:
+            room = space.room(R, M.long) if M.has_kernel(rows) else None
+            if tol is None and r < rounds:
+                Z, W = M.both(rows, room)
+            else:  # with tol the second product waits for the stop rule
+                Z = M.forward(rows, room)
         space.append(R, Z)
         done = torch.ones_like(open_) if tol is None and r == rounds else torch.zeros_like(open_)
         if tol is not None and r * block >= keep:

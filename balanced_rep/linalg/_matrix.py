@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.linalg._small import aligned, double, padded, product, real
-from balanced_rep.ops._registry import forced_backend
+from balanced_rep.ops._registry import forced_backend, missing
 from balanced_rep.ops.krylov_product import KRYLOV_PRODUCT
 from balanced_rep.ops.moments import FIELDS, moments
 
@@ -66,7 +66,7 @@ class Survey:
 
     Attributes:
         norm_squared: Squared Frobenius norms, float64 ``(B,)``.
-        absmax: Largest magnitudes, float64 ``(B,)``.
+        absmax: Largest magnitudes, float64 ``(B,)``; of finite matrices.
         finite: Whether there is no NaN or infinity, ``(B,)``.
     """
 
@@ -78,7 +78,8 @@ class Survey:
 def survey(A: Tensor) -> Survey:
     r"""Norms, magnitudes and finiteness of matrices, in one read.
 
-    The moments of all entries give the sum of squares as :math:`m_2 + n \mu^2`, taken around a pivot and in float64.
+    float32 in memory has a kernel for it. Otherwise the moments of all entries give the sum of squares as :math:`m_2 +
+    n \mu^2`, taken around a pivot and in float64.
 
     Args:
         A: ``(B, m, n)``.
@@ -87,6 +88,9 @@ def survey(A: Tensor) -> Survey:
         What was seen.
     """
     values = torch.view_as_real(A).flatten(-2) if A.is_complex() else A
+    rows = values if values.stride(-1) == 1 else values.mT
+    if _has_survey(rows):
+        return _survey(rows)
     state = dict(zip(FIELDS, moments(values.detach(), dim=(-2, -1)).unbind(0), strict=True))
     norm_squared = state["m2"] + state["n"] * state["mean"].square()
     absmax = torch.maximum(state["min"].abs(), state["max"].abs())
@@ -126,10 +130,10 @@ class Dense:
         base = M.mH if self._turned else M
         self._base = aligned(base if _rows_in_memory(base) else base.contiguous())
 
-    def forward(self, R: Tensor) -> Tensor:
-        """``R M^H``."""
-        if self._has_kernel(R):
-            Z = R.new_empty((*R.shape[:2], self.long))
+    def forward(self, R: Tensor, room: Tensor | None = None) -> Tensor:
+        """``R M^H``, with a kernel into the memory of ``room``, if it is given."""
+        if self.has_kernel(R):
+            Z = R.new_empty((*R.shape[:2], self.long)) if room is None else room
             _thin_products(self._rows(), R.contiguous(), Z, None)
             return Z
         R = aligned(R.to(self.dtype))
@@ -137,23 +141,24 @@ class Dense:
 
     def adjoint(self, Z: Tensor) -> Tensor:
         """``Z M``."""
-        if self._has_kernel(Z):
+        if self.has_kernel(Z):
             W = Z.new_empty((*Z.shape[:2], self.short))
             _thin_products(self._rows(), None, Z, W)
             return W
         Z = aligned(Z.to(self.dtype))
         return product(self._base, Z.mH).mH if self._turned else product(Z, self._base)
 
-    def both(self, R: Tensor) -> tuple[Tensor, Tensor]:
-        """``Z = R M^H`` and ``Z M``, in one read of M where there is a kernel for it."""
-        if self._has_kernel(R):
-            Z, W = R.new_empty((*R.shape[:2], self.long)), R.new_empty(R.shape)
+    def both(self, R: Tensor, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``Z = R M^H``, as in :meth:`forward`, and ``Z M``: in one read of M where there is a kernel for it."""
+        if self.has_kernel(R):
+            Z, W = R.new_empty((*R.shape[:2], self.long)) if room is None else room, R.new_empty(R.shape)
             _thin_products(self._rows(), R.contiguous(), Z, W)
             return Z, W
         Z = self.forward(R)
         return Z, self.adjoint(Z)
 
-    def _has_kernel(self, rows: Tensor) -> bool:
+    def has_kernel(self, rows: Tensor) -> bool:
+        """Whether products with these rows are those of :mod:`balanced_rep.ops.krylov_product`."""
         return (
             rows.dtype == torch.float64
             and forced_backend() in (None, "cpp")
@@ -186,6 +191,25 @@ def _thin_products(*args: Any) -> None:
     from balanced_rep.ops._cpp import thin_products  # the extension: not before it is needed
 
     thin_products(*args)
+
+
+def _has_survey(rows: Tensor) -> bool:
+    return (
+        rows.dtype == torch.float32
+        and rows.device.type == "cpu"
+        and rows.numel() > 0
+        and rows.stride(-1) == 1
+        and not rows.is_neg()
+        and forced_backend() in (None, "cpp")
+        and missing("balanced_rep._C") is None
+    )
+
+
+def _survey(rows: Tensor) -> Survey:
+    from balanced_rep.ops._cpp import survey  # the extension: not before it is needed
+
+    norm_squared, absmax = survey(rows.detach()).mT.contiguous()
+    return Survey(norm_squared, absmax, norm_squared.isfinite())
 
 
 def _rows_in_memory(M: Tensor) -> bool:

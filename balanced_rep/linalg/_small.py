@@ -9,12 +9,13 @@ not come out as it does alone. Letters: B matrices; l rows of length n, a basis;
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from balanced_rep.ops import philox_normal
-from balanced_rep.ops._registry import forced_backend
+from balanced_rep.ops._registry import forced_backend, missing
 from balanced_rep.ops.gram_eigh import GRAM_EIGH
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 
 LINE = 64  # bytes of a cache line
 PAD = 8  # float64 numbers in one
+THIN = 64  # rows or columns of a product up to which a BLAS library is not faster
 SMALL = 1e-290  # a singular value above those of a zero matrix
 
 DEPENDENT = 1e-7  # of a column's length: what is left of it below this is rounding of a float32 product
@@ -93,8 +95,9 @@ def aligned(X: Tensor) -> Tensor:
 def product(X: Tensor, Y: Tensor) -> Tensor:
     """``X Y``, each item as it would come out alone; rows are padded.
 
-    A batched BLAS call may split the sums of one product over threads and not those of several. With an output whose
-    rows have gaps torch multiplies item by item, in C++.
+    Thin ones of float64 numbers on the CPU are products of our own, side by side: a BLAS library wakes its threads for
+    every item, for less work than that takes. Of the others, a batched BLAS call may split the sums of one product over
+    threads and not those of several; with an output whose rows have gaps torch multiplies item by item, in C++.
 
     Args:
         X: ``(B, r, l)``.
@@ -105,12 +108,35 @@ def product(X: Tensor, Y: Tensor) -> Tensor:
     """
     if X.device.type != "cpu":
         return torch.bmm(X, Y)
+    if _is_thin(X, Y):
+        out = X.new_empty((*X.shape[:2], Y.shape[-1]))
+        turned = Y.stride(-1) != 1
+        _double_products(X.contiguous(), Y.mT if turned else Y, out, transposed=turned)
+        return out
     if X.shape[1] == 1:  # a single row has no gaps
         return product(torch.nn.functional.pad(X, (0, 0, 0, 1)), Y)[:, :1]
     columns = Y.shape[-1]
     line = LINE // X.element_size()
     out = X.new_empty((X.shape[0], X.shape[1], (columns // line + 1) * line))[..., :columns]
     return torch.bmm(X, Y, out=out)
+
+
+def _is_thin(X: Tensor, Y: Tensor) -> bool:
+    return (
+        X.dtype == torch.float64
+        and X.device.type == "cpu"
+        and min(X.shape[1], Y.shape[-1]) <= THIN
+        and 1 in Y.stride()[1:]
+        and forced_backend() in (None, "cpp")
+        and not (X.is_neg() or Y.is_neg())
+        and missing("balanced_rep._C") is None
+    )
+
+
+def _double_products(*args: Any, **options: Any) -> None:
+    from balanced_rep.ops._cpp import double_products  # the extension: not before it is needed
+
+    double_products(*args, **options)
 
 
 def eigh_descending(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +220,13 @@ def orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor])
     W = product((vectors * scale.unsqueeze(-2)).mH, W)
     if not bool(alive.all()):
         W = W + _unit_rows(_project_out(padded(spare().to(wide)), basis)) * ~alive.unsqueeze(-1)
-    W = _project_out(W, basis)
+        # Random rows in what little room may be left are far from orthogonal: once more, where there are any.
+        again = _whitened(_project_out(W.clone(), basis))
+        W = torch.where(alive.all(-1)[:, None, None], W, again)
+    return _whitened(_project_out(W, basis))
+
+
+def _whitened(W: Tensor) -> Tensor:
     values, vectors = eigh_descending(product(W, W.mH))
     scale = values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt()
     return product((vectors * scale.unsqueeze(-2)).mH, W)
@@ -206,7 +238,14 @@ def _unit_rows(W: Tensor) -> Tensor:
 
 
 def _project_out(W: Tensor, basis: Tensor | None) -> Tensor:
-    return W if basis is None else W - product(product(W, basis.mH), basis)
+    """``W`` less its part in the basis; overwritten."""
+    if basis is None:
+        return W
+    inside = product(W, basis.mH)
+    if not _is_thin(inside, basis):
+        return W - product(inside, basis)
+    _double_products(inside.neg_(), basis, W, transposed=False, add=True)
+    return W
 
 
 def orthonormal_rows(R: Tensor) -> Tensor:

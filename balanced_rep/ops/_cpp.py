@@ -11,7 +11,17 @@ from torch import Tensor
 
 from balanced_rep.ops.log_histogram import N_BINS
 
-__all__ = ["energy_entropy", "extension", "krylov_product", "log_histogram", "moments", "philox_bits", "philox_normal"]
+__all__ = [
+    "double_products",
+    "energy_entropy",
+    "extension",
+    "krylov_product",
+    "log_histogram",
+    "moments",
+    "philox_bits",
+    "philox_normal",
+    "survey",
+]
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -88,6 +98,41 @@ def thin_products(m: Tensor, v: Tensor | None, z: Tensor, w: Tensor | None) -> N
         m.data_ptr(), m.shape, m.stride(), z.shape[1], 0 if v is None else v.data_ptr(),
         z.data_ptr(), z.stride()[:2], v is None, 0 if w is None else w.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+
+
+def double_products(x: Tensor, y: Tensor, out: Tensor, *, transposed: bool, add: bool = False) -> None:
+    """``x y^T`` or ``x y``, into ``out`` or added to it; neither batch nor threads change a bit.
+
+    Args:
+        x: float64 ``(B, rows, inner)``; of all three, rows are in one piece.
+        y: float64 ``(B, columns, inner)`` if ``transposed``, else ``(B, inner, columns)``.
+        out: float64 ``(B, rows, columns)``.
+        transposed: Which.
+        add: Whether the product is added; not where ``transposed``.
+    """
+    batch, rows, inner = x.shape
+    if inner == 0 and not add:
+        out.zero_()
+    if inner == 0 or out.numel() == 0:
+        return
+    extension().double_product(
+        x.data_ptr(), x.stride()[:2], y.data_ptr(), y.stride()[:2], out.data_ptr(), out.stride()[:2],
+        (batch, rows, inner, out.shape[2]), transposed, add, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def survey(m: Tensor) -> Tensor:
+    """Sums of squares and largest magnitudes of float32 matrices.
+
+    Args:
+        m: ``(B, rows, columns)``, rows in one piece.
+
+    Returns:
+        float64 ``(B, 2)``. The sum is finite where all entries are; otherwise the magnitude is that of some.
+    """
+    out = _empty((m.shape[0], 2), torch.float64)
+    extension().survey(m.data_ptr(), m.shape, m.stride(), out.data_ptr(), torch.get_num_threads())
+    return out
 
 
 def philox_bits(items: Tensor, seed: int, n: int) -> Tensor:

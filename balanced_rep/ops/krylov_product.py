@@ -27,8 +27,8 @@ def krylov_product(m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Z ``(B, b, rows)`` and W ``(B, b, columns)``, float64. Sums over columns are taken in float32, as are those over
-        up to 480 rows, or a sixteenth of them; further sums over rows in float64. Neither number of threads nor batch
-        has an influence.
+        a chunk of less than 980 rows, or a sixteenth of them; further sums over rows in float64. Neither number of
+        threads nor batch has an influence.
 
     Raises:
         TypeError: If the dtypes are others.

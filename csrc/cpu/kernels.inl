@@ -6,6 +6,7 @@
 #include "energy_entropy.inl"
 #include "log_histogram.inl"
 #include "krylov_product.inl"
+#include "survey.inl"
 
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
@@ -41,11 +42,13 @@ const Kernels kernels = {
     {log_histogram_items<float>, log_histogram_items<Half>, log_histogram_items<BFloat>, log_histogram_items<double>},
     {energy_entropy_items<float>, energy_entropy_items<Half>, energy_entropy_items<BFloat>,
      energy_entropy_items<double>},
-    krylov_width,
+    krylov_block,
     krylov_workspace,
     krylov_pack,
     krylov_items,
     krylov_join,
+    double_products,
+    survey_items,
     read_test,
 };
 

@@ -1,8 +1,9 @@
 // M V and M^T (M V) for a tall float32 matrix M and a block V of a few vectors, in one read of M.
 //
-// Both are the same tile: rows of a result, a few vectors wide, in registers, to which scalars of M times vectors of
-// the other factor are added. A panel of rows of M stays in the second-level cache between the two; a BLAS library
-// would copy all of M into a layout of its own for each product, which is more work than multiplying by 16 vectors.
+// Where columns of M lie in one piece, both are the same tile: rows of a result, a few vectors wide, in registers, to
+// which scalars of M times vectors of the other factor are added. A panel of rows of M stays in the second-level cache
+// between the two; a BLAS library would copy all of M into a layout of its own for each product, which is more work
+// than multiplying by 16 vectors.
 //
 // Layout: the width is padded to whole vectors and cut into groups of at most kGroup vectors; a group holds its
 // columns side by side, (n, group). Sums run over rows in their order within a chunk, and chunks are added in double
@@ -10,6 +11,7 @@
 #pragma once
 
 #include "balanced_rep/kernels.h"
+#include "krylov_rows.inl"
 #include "simd.inl"
 
 namespace balanced_rep {
@@ -72,6 +74,10 @@ int64_t krylov_width(int64_t width) {
   return (width + kLanes - 1) / kLanes * kLanes;
 }
 
+// Floats from one column of a row-major V to the next, and of all of V or of its sums in either layout.
+BR_INLINE int64_t krylov_lead(const KrylovTask& t) { return (t.columns + 15) / 16 * 16; }
+int64_t krylov_block(const KrylovTask& t) { return krylov_width(t.width) * krylov_lead(t); }
+
 // Vectors of the group that begins with this one of `vectors`: 4 are 2 and 2.
 BR_INLINE int krylov_group(int64_t vectors, int64_t first) {
   const int64_t left = vectors - first;
@@ -93,7 +99,11 @@ void krylov_pack(const KrylovTask& t, int64_t first, int64_t last) {
   const int64_t padded = krylov_width(t.width), vectors = padded / kLanes;
   for (int64_t b = first; b < last; ++b) {
     const double* v = t.v + b * t.width * t.columns;
-    float* out = t.packed + b * padded * t.columns;
+    float* out = t.packed + b * krylov_block(t);
+    if (t.column_stride == 1) {
+      krylov_rows_pack(t, b, krylov_lead(t), out);
+      continue;
+    }
     for (int64_t g = 0; g < vectors; g += krylov_group(vectors, g)) {
       const int64_t from = g * kLanes, width = krylov_group(vectors, g) * kLanes;
       float* group = out + from * t.columns;
@@ -137,17 +147,19 @@ void krylov_items(const KrylovTask& t, int64_t first, int64_t last, float* works
   for (int64_t item = first; item < last; ++item) {
     const int64_t b = item / t.n_chunks, begin = item % t.n_chunks * t.chunk;
     const int64_t end = begin + t.chunk < t.rows ? begin + t.chunk : t.rows;
-    const float* const v = t.packed + b * padded * t.columns;
-    float* const sums = t.adjoint ? t.partial + item * padded * t.columns : nullptr;
+    const float* const v = t.packed + b * krylov_block(t);
+    float* const sums = t.adjoint ? t.partial + item * krylov_block(t) : nullptr;
     for (int64_t i = begin; i < end; i += panel) {
       const int64_t rows = end - i < panel ? end - i : panel;
       const float* m = t.m + b * t.batch_stride + i * t.row_stride;
-      int64_t row = t.row_stride, step = t.column_stride;
-      if (step != 1) {  // columns in memory: pieces of them, far apart
-        step = panel + kPanelPad;
-        for (int64_t j = 0; j < t.columns; ++j) memcpy(copy + j * step, m + j * t.column_stride, rows * sizeof(float));
-        m = copy;
+      if (t.column_stride == 1) {
+        krylov_rows_images(t, b, i, rows, m, v, krylov_lead(t), images);
+        if (t.adjoint) krylov_rows_adjoint(t, rows, m, images, krylov_lead(t), sums, i > begin);
+        continue;
       }
+      const int64_t step = panel + kPanelPad;  // pieces of columns, far apart
+      for (int64_t j = 0; j < t.columns; ++j) memcpy(copy + j * step, m + j * t.column_stride, rows * sizeof(float));
+      m = copy;
       if (t.given) {
         krylov_exchange<true>(t, b, i, rows, images);
       } else {
@@ -156,7 +168,7 @@ void krylov_items(const KrylovTask& t, int64_t first, int64_t last, float* works
           const float* part = v + g * kLanes * t.columns;
           for (int64_t j = 0; j < t.columns; j += kKrylovColumns) {
             const int64_t n = t.columns - j < kKrylovColumns ? t.columns - j : kKrylovColumns;
-            krylov_rows(krylov_group(vectors, g), rows, m + j * step, row, step, part + j * width, n,
+            krylov_rows(krylov_group(vectors, g), rows, m + j * step, 1, step, part + j * width, n,
                         images + g * kLanes * rows, j > 0);
           }
         }
@@ -164,7 +176,7 @@ void krylov_items(const KrylovTask& t, int64_t first, int64_t last, float* works
       }
       if (t.adjoint) {
         for (int64_t g = 0; g < vectors; g += krylov_group(vectors, g)) {
-          krylov_rows(krylov_group(vectors, g), t.columns, m, step, row, images + g * kLanes * rows, rows,
+          krylov_rows(krylov_group(vectors, g), t.columns, m, step, 1, images + g * kLanes * rows, rows,
                       sums + g * kLanes * t.columns, i > begin);
         }
       }
@@ -176,7 +188,11 @@ void krylov_join(const KrylovTask& t, int64_t first, int64_t last) {
   constexpr int64_t kLanes = Simd<float>::kLanes;
   const int64_t padded = krylov_width(t.width), vectors = padded / kLanes;
   for (int64_t b = first; b < last; ++b) {
-    const float* const partial = t.partial + b * t.n_chunks * padded * t.columns;
+    const float* const partial = t.partial + b * t.n_chunks * krylov_block(t);
+    if (t.column_stride == 1) {
+      krylov_rows_join(t, b, krylov_lead(t), krylov_block(t), partial);
+      continue;
+    }
     for (int64_t g = 0; g < vectors; g += krylov_group(vectors, g)) {
       const int64_t from = g * kLanes, width = krylov_group(vectors, g) * kLanes;
       for (int64_t c = 0; c < width && from + c < t.width; ++c) {
@@ -184,7 +200,7 @@ void krylov_join(const KrylovTask& t, int64_t first, int64_t last) {
         double* w = t.w + (b * t.width + from + c) * t.columns;
         for (int64_t j = 0; j < t.columns; ++j) {
           double sum = 0;
-          for (int64_t k = 0; k < t.n_chunks; ++k) sum += sums[k * padded * t.columns + j * width];
+          for (int64_t k = 0; k < t.n_chunks; ++k) sum += sums[k * krylov_block(t) + j * width];
           w[j] = sum;
         }
       }

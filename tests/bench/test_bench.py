@@ -193,6 +193,42 @@ def test_svd_bench_runs(bench_path, report, tmp_path, capsys):
     assert all(float(row["found"]) * 0.999 <= float(row["true"]) <= 1.001 * float(row["upper"]) for row in shown)
 
 
+def test_svd_sections_can_run_apart(bench_path, report, tmp_path, capsys):
+    """Found once: a run of one section threw the rows of the others away."""
+    bench, out = importlib.import_module("bench_svd"), tmp_path / "svd.csv"
+
+    def run(section, *threads):
+        assert bench.main(
+            ["--small", "--budget", "0.01", "--out", str(out), "--sections", section, "--threads", *threads]
+        ) == 0  # fmt: skip
+        return [(row["section"], row["threads"], row["date"], row["commit"] != "") for row in report.read(out)]
+
+    first = run("streaming", "1")
+    old = [{**row, "date": "2000-01-01"} for row in report.read(out)]
+    bench.common.write_csv(out, [], kept=old)
+    both = run("batch", "1")
+    assert both[: len(first)] == [("streaming", "1", "2000-01-01", True)] * len(first)
+    assert {row[0] for row in both} == {"streaming", "batch"}
+    more = run("batch", "2")
+    assert [row[1] for row in more if row[0] == "batch"] == ["1"] * 4 + ["2"] * 4
+    assert len(run("batch", "1")) == len(more)
+    assert len(run("streaming", "1")) == len(more)
+    with pytest.raises(SystemExit):
+        bench.main(["--small"])
+    assert "--small needs --out FILE" in capsys.readouterr().err
+
+
+def test_peers_get_as_many_threads(bench_path):
+    """Found once: at one thread of torch's, the BLAS of numpy and scipy still took all processors."""
+    threadpoolctl, common = pytest.importorskip("threadpoolctl"), importlib.import_module("_common")
+    for n in (1, 2):
+        with common.threads(n):
+            pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+            assert torch.get_num_threads() == n
+            assert len(pools) >= 2
+            assert {pool["num_threads"] for pool in pools} == {n}
+
+
 def test_svd_peers_are_what_they_say(bench_path):
     bench, data = importlib.import_module("bench_svd"), importlib.import_module("_svd_data")
     A = data.matrix("1 / i", 120, 80, 6)

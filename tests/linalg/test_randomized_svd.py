@@ -14,6 +14,7 @@ from torch import Tensor
 
 import balanced_rep as br
 from balanced_rep.linalg import ConvergenceWarning, SVDResult, _dense, _plan
+from balanced_rep.linalg._matrix import survey
 from tests.linalg.matrices import SPECTRA, normal, spectrum, with_spectrum
 
 K = 10
@@ -95,6 +96,16 @@ def test_the_certificate_of_a_large_exact_decomposition(share, passes):
     error = torch.linalg.matrix_norm(A.float() - (U * S) @ Vh) / torch.linalg.matrix_norm(A.float().double())
     assert result.info.rel_error == pytest.approx(float(error), rel=0.01)
     assert int(result.info.passes) == passes
+
+
+def test_a_neighbour_with_nan_changes_no_bit_of_a_survey():
+    A = normal(3, 20, 15, dtype=torch.float32)
+    alone = survey(A[2:])
+    A[1, 3, 5] = torch.nan
+    together = survey(A)
+    assert together.finite.tolist() == [True, False, True]
+    assert torch.equal(together.norm_squared[2:], alone.norm_squared)
+    assert torch.equal(together.absmax[2:], alone.absmax)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -67,3 +67,13 @@ def test_ratios(method, dtype):
             for name, ratio in ratios(A, result).items():
                 assert ratio < THRESHOLD, f"{method}, {kind}, {m} x {n}: {name} ratio {ratio:.3g}"
     assert checked == len(SIZES) * len(KINDS)  # 152, times 3 dtypes and 5 methods: 2280
+
+
+@pytest.mark.parametrize("kind", ["zero", "identity", "clustered", "deficient", "duplicates"])
+@pytest.mark.parametrize("n", [16, 40])
+def test_random_rows_in_the_room_that_is_left(n, kind):
+    """Found once: where the last directions are random ones, the orthogonality of Vh depended on the seed."""
+    A = lapack_like(kind, n, n, seed=0, dtype=torch.float64)
+    for seed in range(8):
+        found = ratios(A, br.randomized_svd(A, n, block=4, rounds=10, seed=seed))
+        assert max(found.values()) < THRESHOLD, f"seed {seed}: {found}"

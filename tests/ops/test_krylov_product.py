@@ -137,3 +137,59 @@ def test_vmap_is_a_batch():
     want = krylov_product(m.flatten(0, 1), v.repeat(3, 1, 1))
     assert torch.equal(Z.flatten(0, 1), want[0])
     assert torch.equal(W.flatten(0, 1), want[1])
+
+
+# Rows around a tile (3 and 6) and a piece of them (24), inner sizes around a piece (512), columns around 4, 48 and 192.
+DOUBLES = [(1, 1, 1), (5, 0, 3), (6, 13, 4), (7, 512, 9), (25, 1030, 16), (16, 40, 200), (3, 7, 197), (64, 100, 50)]
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("shape", DOUBLES, ids=str)
+def test_products_of_doubles(isa, shape, transposed):
+    rows, inner, columns = shape
+    x, y = draw(3, rows, inner), draw(3, inner, columns, seed=1)
+    given = y.mT.contiguous() if transposed else y
+    room = torch.full((3, rows + 2, columns + 5), torch.nan, dtype=torch.float64)
+    out = room[:, 1:-1, 2:-3]
+    _cpp.double_products(x, given, out, transposed=transposed)
+    torch.testing.assert_close(out, x @ y, rtol=0, atol=1e-13 * max(inner, 1))
+    assert int((~room.isnan()).sum()) == out.numel()
+    alone = torch.empty(1, rows, columns, dtype=torch.float64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        _cpp.double_products(x[2:], given[2:], alone, transposed=transposed)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone[0], out[2])
+    if not transposed:
+        _cpp.double_products(x, given, out, transposed=False, add=True)
+        torch.testing.assert_close(out, 2 * (x @ y), rtol=0, atol=2e-13 * max(inner, 1))
+
+
+def test_products_of_doubles_take_strides(isa):
+    x, y = draw(2, 20, 90)[:, 3:17, 5:60], draw(2, 70, 80)[:, 4:59, 1:-2]
+    out = torch.empty(2, 14, 77, dtype=torch.float64)
+    _cpp.double_products(x, y, out, transposed=False)
+    torch.testing.assert_close(out, x @ y)
+    _cpp.double_products(x, y[:1].mT.contiguous().expand(2, -1, -1), out, transposed=True)
+    torch.testing.assert_close(out, x @ y[:1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 16), (300, 700), (2, 200_000)], ids=str)
+def test_survey(isa, shape):
+    m = torch.nn.functional.pad(draw(3, *shape).float(), (1, 2), value=torch.nan)[..., 1:-2]
+    m[1, 0, 0] = -3e38
+    m[2] *= 1e-40  # subnormal: their squares are no floats
+    found = _cpp.survey(m)
+    torch.testing.assert_close(found[:, 0], m.double().square().sum((-2, -1)), rtol=1e-13, atol=0)
+    assert torch.equal(found[:, 1], m.double().abs().amax((-2, -1)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(_cpp.survey(m[1:2])[0], found[1])
+    finally:
+        torch.set_num_threads(before)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        m[0, -1, -1] = bad
+        assert torch.equal(_cpp.survey(m)[:, 0].isfinite(), torch.tensor([False, True, True]))

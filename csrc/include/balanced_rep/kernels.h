@@ -87,9 +87,28 @@ struct KrylovTask {
   bool given;    // M V is there already
   bool adjoint;  // M^T (M V) is wanted
   int64_t chunk, n_chunks;
-  float* packed;   // (batch, padded width * columns): V in the layout of the kernel
-  float* partial;  // (batch, n_chunks, padded width * columns): sums over the rows of a chunk
+  float* packed;   // (batch, block): V in the layout of the kernel
+  float* partial;  // (batch, n_chunks, block): sums over the rows of a chunk
   double* w;       // (batch, width, columns), as v
+};
+
+// Products of thin matrices of doubles, out = x y^T or out (+)= x y: (rows, inner) with (columns, inner), or with
+// (inner, columns). Rows lie in one piece. A product is cut into pieces, of rows or of columns of out, none of a sum.
+struct DoubleProductTask {
+  const double* x;
+  const double* y;
+  double* out;
+  int64_t x_batch_stride, x_row_stride, y_batch_stride, y_row_stride, out_batch_stride, out_row_stride;
+  int64_t batch, rows, inner, columns;
+  bool transposed, add;  // no sum where transposed
+  int64_t piece, n_pieces;
+};
+
+// Sums of squares and largest magnitudes; chunk c of matrix b is item b * n_chunks + c.
+struct SurveyTask {
+  const float* m;  // (batch, rows, columns), rows in one piece
+  int64_t batch, rows, columns, batch_stride, row_stride, chunk, n_chunks;
+  double* partial;  // (items, 2)
 };
 
 typedef void (*HistogramKernel)(const HistogramTask& task, int64_t first_kept, int64_t last_kept);
@@ -105,11 +124,13 @@ struct Kernels {
   HistogramKernel log_histogram[kDTypes];
   EntropyKernel energy_entropy[kDTypes];
   // V into the kernel's layout, for matrices [first, last); items [first, last); W of matrices [first, last).
-  int64_t (*krylov_width)(int64_t width);
+  int64_t (*krylov_block)(const KrylovTask& task);      // floats of V of a matrix
   int64_t (*krylov_workspace)(const KrylovTask& task);  // floats of a thread
   void (*krylov_pack)(const KrylovTask& task, int64_t first, int64_t last);
   void (*krylov_items)(const KrylovTask& task, int64_t first, int64_t last, float* workspace);
   void (*krylov_join)(const KrylovTask& task, int64_t first, int64_t last);
+  void (*double_products)(const DoubleProductTask& task, int64_t first, int64_t last);  // pieces of the whole batch
+  void (*survey_items)(const SurveyTask& task, int64_t first, int64_t last);
   // Sum of n floats: as fast as this processor reads memory. The yardstick of the benchmarks.
   float (*read_test)(const float* x, int64_t n);
 };

@@ -38,6 +38,8 @@ void activation_jvp(const ActivationTask& task, DTypePair pair, int n_threads);
 
 // Products of tall matrices with a thin block; see KrylovTask. How it is cut, and memory to work in, are set here.
 void krylov_product(KrylovTask task, int n_threads);
+void double_product(DoubleProductTask task, int n_threads);
+void survey(SurveyTask task, double* out, int n_threads);  // (batch, 2)
 
 // Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
 float read_test(const float* x, int64_t n, int n_threads);
