@@ -139,6 +139,13 @@ def _route(session: Session, func: Any, name: str, args: tuple[Any, ...], kwargs
             if not _has_scalar(args):
                 raise
             result = NotImplemented  # torch lets dim=0 and -1 pass for a tensor without dims; so does the fallback
+        except RuntimeError as error:
+            if isinstance(error, UnsupportedError) or not _has_sparse((args, kwargs)):
+                raise
+            raise UnsupportedError(
+                f"br.jvp: {name} of a value with tangents and a sparse tensor{calling_module()} is not supported; use "
+                "its .to_dense()"
+            ) from error
     if found is None or result is NotImplemented:
         label = name
         route, result = _without_rule(session, func, name, args, kwargs)
@@ -205,6 +212,10 @@ def _writes(func: Any, name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function may write into memory that something else looks at."""
     written = is_inplace(func, name) or name in ("__setitem__", "__setstate__", "__set__") or name.startswith("__i")
     return written or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+
+
+def _has_sparse(tree: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.layout != torch.strided for x in pytree.tree_leaves(tree))
 
 
 def _has_scalar(args: tuple[Any, ...]) -> bool:

@@ -115,6 +115,21 @@ def test_transforms_inside_a_function_are_refused(name: str, draw: Callable):
         jvp(TRANSFORMED[name], draw(2, 3), draw(2, 2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_constants_and_raw_strides_are_refused(draw: Callable):
+    eye = torch.eye(3, dtype=torch.float64)
+    for sparse in (eye.to_sparse(), eye.to_sparse_csr()):
+        with pytest.raises(UnsupportedError, match=r"matmul of a value with tangents and a sparse tensor.*to_dense"):
+            jvp(lambda x, s=sparse: s @ x.T, draw(2, 3), draw(1, 2, 3))
+    x, t = draw(2, 3), draw(1, 2, 3)
+    torch.testing.assert_close(jvp(lambda x: x @ (2 * eye).to_sparse(), x, t), (2 * x, 2 * t))
+    for f in (torch.as_strided_copy, lambda x, *how: torch.as_strided_scatter(x, x[0], *how)):
+        with pytest.raises(UnsupportedError, match="reinterprets memory"):
+            jvp(lambda x, f=f: f(x.T, (3,), (1,)), x, t)
+    with pytest.raises(UnsupportedError, match="it makes a sparse tensor, which cannot carry tangents"):
+        jvp(lambda x: x.to_sparse(), draw(2, 3), draw(1, 2, 3))
+
+
 def test_reverse_mode_that_meets_no_activation_is_left_alone(draw: Callable):
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     jvp(lambda x: x * weight.requires_grad_(True), draw(2, 3), draw(1, 2, 3))
