@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from balanced_rep.autodiff._dual import Dual, is_differentiable, is_dual, lift, primal, slot_dim, slots
 from balanced_rep.autodiff._fused import channels_last, plainly_channels_last
@@ -35,8 +34,12 @@ def _contiguous(input: Dual, memory_format: torch.memory_format = torch.contiguo
 def _itself(x: Dual) -> Dual:
     """``x`` where no copy is needed; in the layout of torch one might be."""
     session = current()
-    if session is None or not session.channels_last or x.is_apart:
+    if session is None or not session.channels_last:
         return x
+    if x.is_apart:
+        y = Dual.later(Apart(*x.parts))
+        session.remember_copy(x, y)
+        return y
     session.remember_reshape(x.stack, x.stack)
     return Dual(x.stack.detach())  # a tensor of its own: so it is seen whether both are still in use
 
@@ -78,7 +81,9 @@ def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         new = Dual(s)
     if memory_format == torch.preserve_format:
         return new
-    if new is input and suggest_memory_format(input.stack[0]) == memory_format:  # torch asks for no more
+    s = new.stack
+    like = torch.empty_strided(s.shape[1:], s.stride()[1:], device="meta")
+    if new is input and like.to(memory_format=memory_format) is like:  # where contiguous() may copy, for a part
         return _itself(input)
     return reshaped(new, _reformat(new, memory_format).stack)
 

@@ -58,6 +58,11 @@ RESHAPED = {
         y.mul_(2),
         y[:, 1:].add_(v),
     ),
+    "channels last of what waits": lambda y: (
+        v := (z := y + 1).contiguous(memory_format=torch.channels_last),
+        z.mul_(2),
+        y.add_(z + v),
+    ),
     "contiguous of what waits": lambda y: (v := (z := y + 1).contiguous(), z.mul_(2), y.add_(v)),
     "pixel_shuffle": lambda y: (v := F.pixel_shuffle(y, 2).flatten(), v.mul_(2), y.add_(v.view_as(y))),
     "view of an upsampled part": lambda y: y.add_(
