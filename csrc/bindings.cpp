@@ -46,7 +46,7 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error(e.what());
   }
 
-  m.def("isa", [] { return br::kernels().name; }, "The instruction set in use.");
+  m.def("isa", &br::isa, "The instruction set in use.");
   m.def("isas", &br::usable_isas, "Instruction sets that this processor runs, slowest first.");
   m.def("compiled_isas", &br::compiled_isas, "Instruction sets that this extension was compiled for.");
   m.def("set_isa", &br::set_isa, py::arg("name"), "Switches the instruction set of the whole process.");

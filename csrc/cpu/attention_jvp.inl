@@ -193,18 +193,15 @@ struct AttentionItem {
   const AttentionTask& t;
   int64_t batch, head, group, query, n_queries;  // queries [query, query + n_queries)
   int64_t n_strips;
-  Real *q, *dq, *o, *d_o, *p, *h, *sum_h, *top, *total, *staged;
+  int64_t rows;  // of an output: c, or more
+  Real *q, *dq, *o, *d_o, *p, *h, *sum_h, *top, *total, *staged, *rest;
 
-  AttentionItem(const AttentionTask& task, Real* workspace) : t(task) {
-    auto take = [&](int64_t n) {
-      Real* const at = workspace;
-      workspace += (n + 15) / 16 * 16;  // 64 bytes of float
-      return at;
-    };
+  AttentionItem(const AttentionTask& task, Real* workspace, int64_t output_rows) : t(task), rows(output_rows) {
+    rest = workspace;
     q = take(kQueryBlock * t.d);
     dq = take(kQueryBlock * t.k * t.d);
     o = take(kQueryBlock * t.c);
-    d_o = take(kQueryBlock * t.k * t.c);
+    d_o = take(kQueryBlock * t.k * rows);
     p = take(kQueryBlock * kKeyBlock);
     sum_h = take(kQueryBlock * t.k);
     top = take(kQueryBlock);
@@ -212,6 +209,16 @@ struct AttentionItem {
     h = take(kWidth * kKeyBlock);
     staged = take(kKeyBlock * 2 * (t.d + t.c));
   }
+  AttentionItem(const AttentionTask& task, Real* workspace) : AttentionItem(task, workspace, task.c) {}
+
+  Real* take(int64_t n) {
+    Real* const at = rest;
+    rest += (n + 15) / 16 * 16;  // 64 bytes of float
+    return at;
+  }
+
+  // Sums of the output of tangent k, (rows, kWidth).
+  Real* output(int64_t k, int64_t strip) const { return d_o + (k * kQueryBlock + strip * kWidth) * rows; }
 
   template <class E>
   static const E* at(const void* base, const int64_t (&stride)[3], int64_t b, int64_t head, int64_t row) {
@@ -239,6 +246,15 @@ struct AttentionItem {
   }
 
   void start(int64_t item) {
+    start_primal(item);
+    if (t.dq != nullptr) {
+      for (int64_t k = 0; k < t.k; ++k) {
+        pack(at<U>(t.dq, t.dq_stride, k, batch, head, query), t.dq_stride[3], dq + k * kQueryBlock * t.d);
+      }
+    }
+  }
+
+  void start_primal(int64_t item) {
     const int64_t n_blocks = (t.n + kQueryBlock - 1) / kQueryBlock;
     query = item % n_blocks * kQueryBlock;
     head = item / n_blocks % t.h;
@@ -247,13 +263,8 @@ struct AttentionItem {
     n_queries = t.n - query < kQueryBlock ? t.n - query : kQueryBlock;
     n_strips = (n_queries + kWidth - 1) / kWidth;
     pack(at<T>(t.q, t.q_stride, batch, head, query), t.q_stride[2], q);
-    if (t.dq != nullptr) {
-      for (int64_t k = 0; k < t.k; ++k) {
-        pack(at<U>(t.dq, t.dq_stride, k, batch, head, query), t.dq_stride[3], dq + k * kQueryBlock * t.d);
-      }
-    }
     memset(o, 0, kQueryBlock * t.c * sizeof(Real));
-    memset(d_o, 0, kQueryBlock * t.k * t.c * sizeof(Real));
+    memset(d_o, 0, kQueryBlock * t.k * rows * sizeof(Real));
     memset(sum_h, 0, kQueryBlock * t.k * sizeof(Real));
     memset(total, 0, kQueryBlock * sizeof(Real));
     for (int64_t i = 0; i < kQueryBlock; ++i) top[i] = -static_cast<Real>(INFINITY);
@@ -284,13 +295,17 @@ struct AttentionItem {
   }
 
   void key_block(int64_t key, int64_t n) {
+    const T* const value = at<T>(t.value, t.value_stride, batch, group, key);
+    const Panel<Real> keys =
+        panel<Real>(at<T>(t.key, t.key_stride, batch, group, key), t.key_stride[2], n, t.d, staged);
+    const Panel<Real> values = panel<Real>(value, t.value_stride[2], n, t.c, staged + kKeyBlock * t.d);
+    key_block_primal(key, n, keys, values);
+    Real* const stage = staged + kKeyBlock * (t.d + t.c);
+    for (int64_t k = 0; k < t.k; ++k) key_block_tangent(k, key, n, keys, values, stage);
+  }
+
+  void key_block_primal(int64_t key, int64_t n, Panel<Real> keys, Panel<Real> values) {
     const bool masked = t.mask_kind != kMaskNone || (t.causal && key + n > query + 1);
-    Real* stage = staged;
-    const Panel<Real> keys = panel<Real>(at<T>(t.key, t.key_stride, batch, group, key), t.key_stride[2], n, t.d, stage);
-    stage += kKeyBlock * t.d;
-    const Panel<Real> values =
-        panel<Real>(at<T>(t.value, t.value_stride, batch, group, key), t.value_stride[2], n, t.c, stage);
-    stage += kKeyBlock * t.c;
     for (int64_t s = 0; s < n_strips; ++s) {
       Real* const ps = p + s * kKeyBlock * kWidth;
       Real* const os = o + s * kWidth * t.c;
@@ -300,13 +315,12 @@ struct AttentionItem {
       if (exponentials(ps, n, top + s * kWidth, total + s * kWidth, shrink)) {
         multiply(os, t.c, shrink);
         for (int64_t k = 0; k < t.k; ++k) {
-          multiply(d_o + k * kQueryBlock * t.c + s * kWidth * t.c, t.c, shrink);
+          multiply(output(k, s), t.c, shrink);
           multiply(sum_h + k * kQueryBlock + s * kWidth, 1, shrink);
         }
       }
       outputs<Real>(values, ps, {nullptr, 0}, nullptr, n, t.c, os);
     }
-    for (int64_t k = 0; k < t.k; ++k) key_block_tangent(k, key, n, keys, values, stage);
   }
 
   void key_block_tangent(int64_t k, int64_t key, int64_t n, Panel<Real> keys, Panel<Real> values, Real* stage) {
@@ -322,13 +336,34 @@ struct AttentionItem {
                        t.dq == nullptr ? nullptr : dq + k * kQueryBlock * t.d + s * kWidth * t.d, t.d, n, ps, h,
                        sum_h + k * kQueryBlock + s * kWidth);
       }
-      outputs(values, moved ? h : nullptr, dvalues, ps, n, t.c, d_o + k * kQueryBlock * t.c + s * kWidth * t.c);
+      outputs(values, moved ? h : nullptr, dvalues, ps, n, t.c, output(k, s));
     }
   }
 
   // (c, kWidth) to rows of c.
   template <class E>
   static void unpack(const Real* from, int64_t c, int64_t n, E* to, int64_t stride) {
+#ifdef BR_AVX512
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      for (int64_t i = 0; i < n; i += 16) {
+        const int64_t left = n - i < 16 ? n - i : 16;
+        for (int64_t j = 0; j < c; j += 16) {
+          VecU m[16] = {};
+          for (int64_t r = 0; r < 16 && j + r < c; ++r) m[r] = load_bytes<VecU>(from + (j + r) * kWidth + i);
+          transpose(m);
+          for (int64_t r = 0; r < left; ++r) {
+            E* const at = to + (i + r) * stride + j;
+            if (j + 16 <= c) {
+              store(at, bit_cast<VecF>(m[r]));
+            } else {
+              Partial{0, static_cast<int>(c - j)}.put(at, bit_cast<VecF>(m[r]));
+            }
+          }
+        }
+      }
+      return;
+    }
+#endif
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < c; ++j) to[i * stride + j] = from_real<E>(from[j * kWidth + i]);
     }
@@ -347,7 +382,7 @@ struct AttentionItem {
       const int64_t row = query + s * kWidth;
       unpack(os, t.c, n, const_cast<T*>(at<T>(t.y, t.y_stride, batch, head, row)), t.y_stride[2]);
       for (int64_t k = 0; k < t.k; ++k) {
-        Real* const ds = d_o + k * kQueryBlock * t.c + s * kWidth * t.c;
+        Real* const ds = output(k, s);
         const Real* const hs = sum_h + k * kQueryBlock + s * kWidth;
         for (int half = 0; half < 2; ++half) {
           const V sum = load(hs + half * kWidth / 2);
@@ -362,9 +397,8 @@ struct AttentionItem {
   }
 };
 
-template <class T, class U>
-void attention_items(const AttentionTask& task, int64_t first_item, int64_t last_item, void* workspace) {
-  AttentionItem<T, U> item(task, static_cast<RealOf<T>*>(workspace));
+template <class Item>
+BR_INLINE void run_attention(const AttentionTask& task, int64_t first_item, int64_t last_item, Item&& item) {
   for (int64_t i = first_item; i < last_item; ++i) {
     item.start(i);
     const int64_t end = task.causal && item.query + item.n_queries < task.m ? item.query + item.n_queries : task.m;
@@ -373,6 +407,11 @@ void attention_items(const AttentionTask& task, int64_t first_item, int64_t last
     }
     item.finish();
   }
+}
+
+template <class T, class U>
+void attention_items(const AttentionTask& task, int64_t first_item, int64_t last_item, void* workspace) {
+  run_attention(task, first_item, last_item, AttentionItem<T, U>(task, static_cast<RealOf<T>*>(workspace)));
 }
 
 }  // namespace

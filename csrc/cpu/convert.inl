@@ -50,6 +50,39 @@ BR_INLINE E from_real(RealOf<E> x) {
   }
 }
 
+template <>
+BR_INLINE BFloat from_real<BFloat>(float x) {
+  const uint32_t u = bit_cast<uint32_t>(x), rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+}
+
+#ifdef BR_AVX512
+// Rows become columns.
+BR_INLINE void transpose(VecU (&m)[16]) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32((__m512i)m[i], (__m512i)m[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32((__m512i)m[i], (__m512i)m[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    m[i] = (VecU)_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+    m[i + 8] = (VecU)_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+  }
+}
+#endif
+
 // A vector of elements at an index, and the last, shorter one: it goes through a buffer, so that nothing outside is
 // touched, and holds zeros behind its end.
 struct Whole {

@@ -7,6 +7,10 @@
 #if defined(__x86_64__) && !defined(BR_BASE_ONLY)
 #include <cpuid.h>
 #endif
+#if defined(BR_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace balanced_rep {
 
@@ -29,12 +33,16 @@ extern const JvpKernels jvp_kernels;
 namespace avx512 {
 extern const Kernels kernels;
 extern const JvpKernels jvp_kernels;
+#ifdef BR_AMX
+extern const JvpKernels amx_jvp_kernels;
+#endif
 }  // namespace avx512
 #endif
 
 namespace {
 
 struct Candidate {
+  const char* name;
   const Kernels* kernels;
   const JvpKernels* jvp_kernels;
   bool usable;
@@ -47,21 +55,46 @@ bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
 }
 #endif
 
-// Slowest first.
-std::vector<Candidate> candidates() {
+#ifdef BR_AMX
+// Products of bfloat16 tiles: the processor's, and Linux's leave for this process to use the registers.
+bool may_use_tiles() {
+#ifdef __linux__
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+std::vector<Candidate> find_candidates() {
 #if defined(__aarch64__)
-  return {{&neon::kernels, &neon::jvp_kernels, true}};
+  return {{"neon", &neon::kernels, &neon::jvp_kernels, true}};
 #elif defined(__x86_64__) && !defined(BR_BASE_ONLY)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return {{&base::kernels, &base::jvp_kernels, true},
-          {&avx2::kernels, &avx2::jvp_kernels, avx2},
-          {&avx512::kernels, &avx512::jvp_kernels, avx512}};
-#else
-  return {{&base::kernels, &base::jvp_kernels, true}};
+  return {
+      {"base", &base::kernels, &base::jvp_kernels, true},
+      {"avx2", &avx2::kernels, &avx2::jvp_kernels, avx2},
+      {"avx512", &avx512::kernels, &avx512::jvp_kernels, avx512},
+#ifdef BR_AMX
+      {"amx", &avx512::kernels, &avx512::amx_jvp_kernels, avx512 && may_use_tiles()},
 #endif
+  };
+#else
+  return {{"base", &base::kernels, &base::jvp_kernels, true}};
+#endif
+}
+
+// Slowest first.
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all = find_candidates();
+  return all;
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -70,30 +103,28 @@ std::string joined(const std::vector<std::string>& names) {
   return all;
 }
 
-std::atomic<const Kernels*> active{nullptr};
-std::atomic<const JvpKernels*> active_jvp{nullptr};
+std::atomic<const Candidate*> active{nullptr};
 
 }  // namespace
 
 std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
-  for (const Candidate& c : candidates()) names.push_back(c.kernels->name);
+  for (const Candidate& c : candidates()) names.push_back(c.name);
   return names;
 }
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates()) {
-    if (c.usable) names.push_back(c.kernels->name);
+    if (c.usable) names.push_back(c.name);
   }
   return names;
 }
 
 void set_isa(const std::string& name) {
   for (const Candidate& c : candidates()) {
-    if (name == c.kernels->name && c.usable) {
-      active = c.kernels;
-      active_jvp = c.jvp_kernels;
+    if (name == c.name && c.usable) {
+      active = &c;
       return;
     }
   }
@@ -114,7 +145,8 @@ void choose_isa() {
   }
 }
 
-const Kernels& kernels() { return *active.load(std::memory_order_relaxed); }
-const JvpKernels& jvp_kernels() { return *active_jvp.load(std::memory_order_relaxed); }
+std::string isa() { return active.load(std::memory_order_relaxed)->name; }
+const Kernels& kernels() { return *active.load(std::memory_order_relaxed)->kernels; }
+const JvpKernels& jvp_kernels() { return *active.load(std::memory_order_relaxed)->jvp_kernels; }
 
 }  // namespace balanced_rep

@@ -28,14 +28,10 @@ float read_test(const float* x, int64_t n) {
   return sum;
 }
 
-#define BR_STRING_OF(x) #x
-#define BR_STRING(x) BR_STRING_OF(x)
-
 }  // namespace
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    BR_STRING(BR_ISA_NAMESPACE),
     BR_VECTOR_BYTES,
     {moments_items<float>, moments_items<Half>, moments_items<BFloat>, moments_items<double>},
     merge_segments,

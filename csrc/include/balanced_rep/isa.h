@@ -15,6 +15,7 @@ std::vector<std::string> usable_isas();  // compiled and supported by this proce
 // The widest usable one, or what BALANCED_REP_ISA names; throws std::invalid_argument if that cannot be used.
 void choose_isa();
 void set_isa(const std::string& name);
+std::string isa();
 const Kernels& kernels();
 const JvpKernels& jvp_kernels();
 

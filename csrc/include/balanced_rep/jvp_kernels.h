@@ -5,6 +5,13 @@
 
 #include "balanced_rep/kernels.h"
 
+// Compilers whose assembler knows the tile instructions.
+#if defined(__x86_64__) && !defined(BR_BASE_ONLY)
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11)
+#define BR_AMX 1
+#endif
+#endif
+
 namespace balanced_rep {
 
 // Which pair of dtypes: of the primal and of the tangents.
@@ -39,10 +46,13 @@ struct AttentionTask {
 };
 
 // Queries and their tangents, output and its tangents, one block of scores and one strip of their tangents (of up to
-// 128 bytes), maxima, sums, and a block of keys, values and their tangents in Real.
+// 128 bytes), maxima, sums, and a block of keys, values and their tangents in Real. With tiles, whose extents are up to
+// 31 larger: queries, keys, values, scores and their tangents once more, in half the bytes.
 inline int64_t attention_workspace(const AttentionTask& t) {
-  const int64_t channels = (1 + t.k) * (t.d + t.c);
-  return kQueryBlock * (channels + kKeyBlock + t.k + 2) + kKeyBlock * (32 + 2 * (t.d + t.c)) + 16 * 16;
+  const int64_t d = t.d + 31, c = t.c + 31, channels = (1 + t.k) * (t.d + c);
+  const int64_t plain = kQueryBlock * (channels + kKeyBlock + t.k + 2) + kKeyBlock * (32 + 2 * (t.d + t.c));
+  const int64_t halves = kQueryBlock * (d * (1 + t.k) + kKeyBlock) + kKeyBlock * (3 * (d + c) + 32);
+  return plain + halves / 2 + 32 * 32 + 16 * 32;
 }
 
 // (B, C, S) in groups of channels; one of C and S has unit stride.

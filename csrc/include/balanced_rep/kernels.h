@@ -116,7 +116,6 @@ typedef void (*EntropyKernel)(const EntropyTask& task, int64_t first_kept, int64
 typedef void (*MomentsKernel)(const MomentsTask& task, int64_t first_item, int64_t last_item);
 
 struct Kernels {
-  const char* name;
   int vector_bytes;
   MomentsKernel moments[kDTypes];
   // Joins the segments of outputs [first, last) of task.out into the fields at out, n_kept apart.
