@@ -10,7 +10,7 @@ from torch import Tensor
 from balanced_rep.linalg._certificate import by_difference, certified
 from balanced_rep.linalg._exact import exact_triples
 from balanced_rep.linalg._krylov import Found, Space, search
-from balanced_rep.linalg._matrix import Dense, exponent_outside, scaled_by, survey
+from balanced_rep.linalg._matrix import Dense, exponent_outside, is_turned, scaled_by, survey
 from balanced_rep.linalg._plan import Options, Plan, make_plan
 from balanced_rep.linalg._result import SVDInfo, SVDResult
 from balanced_rep.linalg._small import double, positive_pivots, real
@@ -56,7 +56,8 @@ def dense_svd(A: Tensor, options: Options) -> SVDResult:
     dtype = torch.promote_types(A.dtype, torch.float32)
     lead, (m, n) = A.shape[:-2], A.shape[-2:]
     flat = A.to(dtype).reshape(-1, m, n) if A.numel() else A.new_empty((lead.numel(), m, n), dtype=dtype)
-    plan = make_plan(options, max(m, n), min(m, n), dtype, A.device)
+    columns = is_turned(flat if m >= n else flat.mT)
+    plan = make_plan(options, max(m, n), min(m, n), dtype, A.device, columns=columns)
     count = max(1, CHUNK // max(m * n, 1))
     parts = [_decompose(flat[i : i + count], i, plan, options, lead) for i in range(0, max(flat.shape[0], 1), count)]
 

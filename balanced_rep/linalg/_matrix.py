@@ -18,7 +18,7 @@ from balanced_rep.ops._registry import forced_backend, missing
 from balanced_rep.ops.krylov_product import KRYLOV_PRODUCT
 from balanced_rep.ops.moments import FIELDS, moments
 
-__all__ = ["Dense", "Products", "Survey", "exponent_outside", "scaled_by", "survey"]
+__all__ = ["Dense", "Products", "Survey", "exponent_outside", "is_turned", "scaled_by", "survey"]
 
 PANEL = 2**20  # entries of M that are converted at a time
 
@@ -126,7 +126,7 @@ class Dense:
         M = A if A.shape[-2] >= A.shape[-1] else A.mH
         self.batch, self.long, self.short = M.shape
         self.dtype, self.device, self.norm_squared = M.dtype, M.device, norm_squared
-        self._turned = not _rows_in_memory(M) and _rows_in_memory(M.mT)
+        self._turned = is_turned(M)
         base = M.mH if self._turned else M
         self._base = aligned(base if _rows_in_memory(base) else base.contiguous())
 
@@ -210,6 +210,11 @@ def _survey(rows: Tensor) -> Survey:
 
     norm_squared, absmax = survey(rows.detach()).mT.contiguous()
     return Survey(norm_squared, absmax, norm_squared.isfinite())
+
+
+def is_turned(M: Tensor) -> bool:
+    """Whether columns of ``M`` lie in one piece, and rows do not."""
+    return not _rows_in_memory(M) and _rows_in_memory(M.mT)
 
 
 def _rows_in_memory(M: Tensor) -> bool:

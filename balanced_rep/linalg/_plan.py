@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from balanced_rep.kernels._supports import MAX_WIDTH
+from balanced_rep.ops._registry import missing
+
 __all__ = ["Options", "Plan", "as_integer", "full_precision", "has_bfloat16", "make_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
@@ -135,7 +138,9 @@ class Plan:
     low: torch.dtype | None
 
 
-def make_plan(options: Options, long: int, short: int, dtype: torch.dtype, device: torch.device) -> Plan:
+def make_plan(
+    options: Options, long: int, short: int, dtype: torch.dtype, device: torch.device, *, columns: bool = False
+) -> Plan:
     """The method for matrices of a size: exact when small or when many triples are wanted, Krylov otherwise.
 
     Args:
@@ -144,6 +149,7 @@ def make_plan(options: Options, long: int, short: int, dtype: torch.dtype, devic
         short: The shorter side.
         dtype: Of the matrix.
         device: Where it is.
+        columns: Whether those of the longer side lie in one piece, and not its rows.
 
     Returns:
         The plan.
@@ -162,15 +168,31 @@ def make_plan(options: Options, long: int, short: int, dtype: torch.dtype, devic
     low = None
     if dtype == torch.float32 and options.precision != "full":
         reaches = options.tol is None or options.tol >= LOW_TOL
-        wanted = options.precision == "bfloat16" or (reaches and has_bfloat16(device) and long * short >= 2**18)
+        wanted = options.precision == "bfloat16" or (
+            reaches and has_bfloat16(device, block, columns) and long * short >= 2**18
+        )
         low = torch.bfloat16 if wanted else None
     return Plan(k, exact, block, rounds, low)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices are faster than those of float32 here: matrix units, not emulation."""
+def has_bfloat16(device: torch.device, block: int, columns: bool = False) -> bool:
+    """Whether bfloat16 products with so many vectors are faster: where there are units for them, and no kernel of ours.
+
+    That kernel reads a float32 matrix once for two products, in less time than two with a bfloat16 copy take, unless
+    its columns lie in one piece.
+
+    Args:
+        device: Where.
+        block: Vectors.
+        columns: Whether columns lie in one piece.
+
+    Returns:
+        The answer.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if block <= MAX_WIDTH and not columns and missing("balanced_rep._C") is None:
+        return False
     probes: list[Any] = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(probe is not None and probe() for probe in probes)
 

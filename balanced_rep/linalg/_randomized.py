@@ -55,7 +55,7 @@ def randomized_svd(
         block: Columns per round; by default the multiple of 16 nearest to (k + oversampling) / 2.
         rounds: Blocks of the Krylov space, 5 by default or as many as k needs; with ``tol`` the largest number of them.
         precision: "full"; "bfloat16" for the rounds in front of a last pass in full precision, for float32 matrices
-            and a ``tol`` of at least 1e-3; "auto" takes "bfloat16" where the hardware has such products. Matrices whose
+            and a ``tol`` of at least 1e-3; "auto" takes "bfloat16" where that is faster. Matrices whose
             singular values fall too steeply for it are done again in full.
         center: Subtract the mean of each column first (principal components of samples in rows).
         seed: Key of the random start, or (seed, item). Matrix i of a batch has item i, and starts as a call on it alone

@@ -238,7 +238,7 @@ def test_low_precision_rounds():
 
 
 def test_low_precision_is_not_chosen_where_it_cannot_reach_tol(monkeypatch):
-    monkeypatch.setattr(_plan, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(_plan, "has_bfloat16", lambda *_: True)
     A = with_spectrum(600, 500, spectrum("slow", 500, K), dtype=torch.float32)
     for tol, low in ((None, True), (1e-2, True), (1e-5, False)):
         result = br.randomized_svd(A, K, tol=tol)
@@ -249,6 +249,23 @@ def test_low_precision_is_not_chosen_where_it_cannot_reach_tol(monkeypatch):
     with pytest.raises(ValueError, match=r"precision='bfloat16' cannot tell tol=1e-05 from rounding"):
         br.randomized_svd(A, K, tol=1e-5, precision="bfloat16")
     assert "all rounds in torch.float64" in br.randomized_svd(A.double(), K, precision="bfloat16").info.notes[0]
+
+
+def test_low_precision_is_not_chosen_where_float32_has_a_kernel(monkeypatch):
+    """Found once: on processors with bfloat16 products the rounds went through them, in more time."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for name in probes:
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    cpu = torch.device("cpu")
+    assert not _plan.has_bfloat16(cpu, 16)
+    assert not _plan.has_bfloat16(cpu, 64)
+    assert _plan.has_bfloat16(cpu, 80)
+    assert _plan.has_bfloat16(cpu, 16, columns=True)
+    A = with_spectrum(600, 500, spectrum("slow", 500, K), dtype=torch.float32)
+    for matrix, low in ((A, False), (A.mT, False), (A.mT.contiguous(), True), (A.mT.contiguous().mT, True)):
+        assert any("bfloat16" in note for note in br.randomized_svd(matrix, K).info.notes) == low
+    monkeypatch.setattr(_plan, "missing", lambda module: "not built")
+    assert _plan.has_bfloat16(cpu, 16)
 
 
 def test_low_precision_is_left_where_values_fall_steeply():
