@@ -51,9 +51,10 @@ MODELS = {
 FULL = {"sd14": _models.SD14, "dit_xl": _models.DIT_XL}
 TRUE_SIZE = {"sd14": 4, "dit_xl": 16}  # with their K
 CONVOLUTIONAL = ("sd", "edm", "sd14")
-OURS, TOGETHER, LOOP, JAX = "jvp", "vmap(jvp)", "loop of torch.func.jvp", "jax.vmap(jax.jvp), jit"
+OURS, LOWER = "jvp", "jvp, tangent_dtype=bfloat16"
+TOGETHER, LOOP, JAX = "vmap(jvp)", "loop of torch.func.jvp", "jax.vmap(jax.jvp), jit"
 WIDE, WIDE_LAST, WIDE_SAME = "forward (K+1)B", "forward (K+1)B, channels_last", "forward (K+1)B, oneDNN linears"
-CANDIDATES = ("forward", WIDE, WIDE_LAST, WIDE_SAME, OURS, LOOP, TOGETHER, JAX)
+CANDIDATES = ("forward", WIDE, WIDE_LAST, WIDE_SAME, OURS, LOWER, LOOP, TOGETHER, JAX)
 SMALL = {"dit": {"size": 8, "layers": 2, "heads": 2}, "sd": {"size": 8, "channels": (32, 32, 64, 64)},
          "edm": {"size": 8, "channels": (32, 64, 64)}}  # fmt: skip
 SMALL |= {"sd14": SMALL["sd"], "dit_xl": SMALL["dit"]}
@@ -139,6 +140,8 @@ class Case:
         if _products.speeds(self.x.device).use_onednn or only == WIDE_SAME:
             calls[WIDE_SAME] = self.forward_same
         calls |= {OURS: self.ours, LOOP: self.one, TOGETHER: self.together}
+        if _products.lower_precision(self.x.device, torch.bfloat16)[0]:  # elsewhere it is the same as without
+            calls[LOWER] = lambda: self.ours(tangent_dtype=torch.bfloat16)
         if self.name == "dit" and only in (None, JAX) and importlib.util.find_spec("jax"):
             import _jax_dit
 
@@ -171,7 +174,10 @@ def measure(name: str, n_tangents: int, batch: int, budget: float, small: bool) 
 def measure_true_size(name: str, n_tangents: int, batch: int, small: bool) -> list[dict[str, Any]]:
     """Rows of a model of true size and K: one call of each candidate."""
     found = {}
-    for candidate in ("forward", WIDE, *([WIDE_LAST] if name in CONVOLUTIONAL else []), OURS):
+    lower = _products.lower_precision(torch.device("cpu"), torch.bfloat16)[0]
+    for candidate in (
+        "forward", WIDE, *([WIDE_LAST] if name in CONVOLUTIONAL else []), OURS, *([LOWER] if lower else []),
+    ):  # fmt: skip
         found[candidate] = alone(name, n_tangents, batch, candidate, small)
         print(f"{name}, K = {n_tangents}, {candidate}: {found[candidate]['seconds']:.3g} s", file=sys.stderr)
     forward, ours = (found[candidate]["seconds"] for candidate in ("forward", OURS))
@@ -205,7 +211,7 @@ def accuracy(name: str, n_tangents: int, small: bool) -> list[dict[str, Any]]:
         case = Case(name, n_tangents, small=small, dtype=dtype)
         found = {OURS: case.ours(), TOGETHER: case.together()}
         if dtype == torch.float32:
-            found["jvp, tangent_dtype=bfloat16"] = _lower(case)
+            found[LOWER] = _lower(case)
         case.cast(torch.float64, case.x, case.tangents)
         want = case.together()
         rows += [{
