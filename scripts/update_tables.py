@@ -74,8 +74,8 @@ def scores() -> str:
     lines = ["| score | formula | suspicious | requires, besides a model | cost per sample |", "|---|---|---|---|---|"]
     for name in detection.names():
         score = detection.get(name)
-        words = {"sigma": "sigma (one or several)" if score.many_sigmas else "sigma"}
-        needs = ", ".join(words.get(need, need) for need in sorted(score.requires - {"model"}))
+        needs = ", ".join(sorted(score.requires - {"model"}))
+        needs = needs.replace("sigma", "sigma (one or several)") if score.many_sigmas else needs
         needs += "" if "model" in score.requires else "; no model"
         formula = score.formula.replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {score.direction} | {needs} | {score.cost} |")
