@@ -118,19 +118,19 @@ def _detection(rows: list[Row]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, the machine, and the commit and day that each part was measured at.
+    """The table, and the machine and the commit that each part was measured at.
 
     Args:
-        rows: Any results of that machine.
+        rows: Any results, which name the version of torch.
 
     Returns:
         Markdown.
     """
-    r = rows[-1]
-    measured = []
+    parts: dict[str, list[str]] = {}
     for part, name in PARTS.items():
         found = report.read(report.RESULTS / f"{name}.csv")
-        if commits := sorted({row["commit"] for row in found}):
-            measured.append(f"{part} {' and '.join(commits)}")
-    machine = f"{r['cpu']}, {r['cpus']} cores, instruction set {r['isa']}; torch {r['torch']}"
-    return f"{table()}\n\n{machine}. Detection in CPU time. Commits: {', '.join(measured)}."
+        for machine in sorted({f"{r['cpu']}, {r['cpus']} cores, {r['isa']}" for r in found}):
+            commits = sorted({r["commit"] for r in found if machine == f"{r['cpu']}, {r['cpus']} cores, {r['isa']}"})
+            parts.setdefault(machine, []).append(f"{part} (commit {' and '.join(commits)})")
+    told = "; ".join(f"{', '.join(measured)} on {machine}" for machine, measured in parts.items())
+    return f"{table()}\n\nMeasured: {told}. torch {rows[-1]['torch']}; detection in CPU time."

@@ -1,6 +1,6 @@
 """`jvp` on reduced diffusion backbones: K tangents against K + 1 forwards, and against what torch and JAX offer.
 
-    python bench/bench_jvp.py                    # times, memory, accuracy: results/jvp.csv, about 12 minutes
+    python bench/bench_jvp.py                    # times, memory, accuracy: results/jvp.csv, about 10 minutes
     python bench/bench_jvp.py --true-size        # results/jvp_true_size.csv, about 8 minutes and 16 GB of memory
     pytest bench --benchmark-only                # the same calls one by one, with pytest-benchmark
 
