@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from balanced_rep.models._architectures import CLASSES, architecture, cross_attention_values, find_taps
+from balanced_rep.models._checks import check_sigmas
 from balanced_rep.models._conditions import expand_rows
 from balanced_rep.models._edm import _noise_level
 from balanced_rep.models._noise import ENCODING, noise
@@ -96,16 +97,19 @@ class DiffusersDenoiser(nn.Module):
 
         Args:
             y: Noisy samples, `(batch, *sample_shape)`.
-            sigma: Noise level in the units of the samples: a number, or a tensor `(batch,)`.
+            sigma: Noise level in the units of the samples: a number, or a tensor `(batch,)`. The values of a tensor are
+                not looked at, which would wait for a GPU: one outside `sigma_range` has the time of its nearer end.
             cond: Conditions with a leading dim batch; `None` for the null condition.
 
         Returns:
             Denoised samples, shape and dtype of `y`.
 
         Raises:
-            ValueError: A condition is needed and not given, given to a network that takes none, or no class numbers
-                where it takes these.
+            ValueError: A number is outside `sigma_range` and not 0; a condition is needed and not given, given to a
+                network that takes none, or no class numbers where it takes these.
         """
+        if isinstance(sigma, int | float):
+            check_sigmas(type(self).__name__, self, (sigma,))
         level = _noise_level(y, sigma)
         scale, c_skip, c_out = (c.view(-1, *(1,) * (y.ndim - 1)) for c in coefficients(self.prediction, level))
         like = next(self.net.parameters())

@@ -91,6 +91,9 @@ def test_times_and_levels_that_are_none(kind: str, known: str, models) -> None:
     for sigma in (0.0, 2 * D.sigma_range[1], math.nan):
         with pytest.raises(ValueError, match=f"timestep: sigma={sigma:g} is outside"):
             D.timestep(sigma)
+        if sigma:  # 0 stands for no noise
+            with pytest.raises(ValueError, match=f"DiffusersDenoiser: sigma={sigma:g} is outside"):
+                D(torch.zeros(1, *D.sample_shape), sigma)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
