@@ -165,9 +165,7 @@ def threads(n: int) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(ImportError):
-                importlib.import_module(
-                    "scipy.linalg"
-                )  # has a BLAS of its own, which can be told only once it is loaded
+                importlib.import_module("scipy.linalg")  # its BLAS can be told only once it is loaded
                 import threadpoolctl
 
                 stack.enter_context(threadpoolctl.threadpool_limits(n, user_api="blas"))

@@ -382,9 +382,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.small and args.out == parser.get_default("out"):
         parser.error("--small needs --out FILE: tiny problems do not belong into the results")
     rows: list[Row] = []
-    for (
-        section
-    ) in args.sections:  # counts and errors do not depend on threads: taken once, with the last number of them
+    # Counts and errors do not depend on threads: taken once, with the last number of them.
+    for section in args.sections:
         start = time.perf_counter()
         for n in args.threads if section in TIMED else args.threads[-1:]:
             with common.threads(n):

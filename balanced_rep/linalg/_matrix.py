@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._small import aligned, double, padded, product, real
-from balanced_rep.ops._registry import forced_backend, missing
+from balanced_rep.linalg._small import aligned, double, has_extension, padded, product, real
+from balanced_rep.ops._registry import forced_backend
 from balanced_rep.ops.krylov_product import KRYLOV_PRODUCT
 from balanced_rep.ops.moments import FIELDS, moments
 
@@ -200,8 +200,7 @@ def _has_survey(rows: Tensor) -> bool:
         and rows.numel() > 0
         and rows.stride(-1) == 1
         and not rows.is_neg()
-        and forced_backend() in (None, "cpp")
-        and missing("balanced_rep._C") is None
+        and has_extension()
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "double",
     "eigh_descending",
     "gaussian",
+    "has_extension",
     "orthonormal_rows",
     "orthonormalise",
     "padded",
@@ -127,10 +128,14 @@ def _is_thin(X: Tensor, Y: Tensor) -> bool:
         and X.device.type == "cpu"
         and min(X.shape[1], Y.shape[-1]) <= THIN
         and 1 in Y.stride()[1:]
-        and forced_backend() in (None, "cpp")
         and not (X.is_neg() or Y.is_neg())
-        and missing("balanced_rep._C") is None
+        and has_extension()
     )
+
+
+def has_extension() -> bool:
+    """Whether the C++ kernels may be used, and are there."""
+    return forced_backend() in (None, "cpp") and missing("balanced_rep._C") is None
 
 
 def _double_products(*args: Any, **options: Any) -> None:
