@@ -9,19 +9,12 @@ import torch
 from torch import Tensor
 
 import balanced_rep as br
-from balanced_rep.ops import _cpp
 from balanced_rep.ops.attention_jvp import ATTENTION_JVP, attention_jvp_reference
 
 ERROR = 5 * 2**-9  # a tangent passes through five roundings at most: of q and dk, of h and v, and its own
 
 
-@pytest.fixture(params=_cpp.extension().isas(), autouse=True)
-def isa(request):
-    c = _cpp.extension()
-    before = c.isa()
-    c.set_isa(request.param)
-    yield request.param
-    c.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def case(n, m, d, c, *, batch=1, heads=2, groups=1, tangents=2, moving="qkv", primal=torch.float32):

@@ -12,20 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import balanced_rep as br
-from balanced_rep.ops import _cpp, attention_jvp
+from balanced_rep.ops import attention_jvp
 from balanced_rep.ops.attention_jvp import ATTENTION_JVP, attention_jvp_reference
 
-ISAS = _cpp.extension().isas()
 MOVING = [m for n in (1, 2, 3) for m in itertools.combinations("qkv", n)]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    c = _cpp.extension()
-    before = c.isa()
-    c.set_isa(request.param)
-    yield request.param
-    c.set_isa(before)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -16,15 +16,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 CHUNK, RUN, PANEL, BLOCK, SEGMENT = 4096, 8192, 256, 1024, 65536  # of csrc/cpu
 
 
-@pytest.fixture(params=_cpp.extension().isas())
-def isa(request):
-    c = _cpp.extension()
-    before = c.isa()
-    c.set_isa(request.param)
-    yield request.param
-    c.set_isa(before)
-
-
 def check(x, n_kept=1, n_pooled=0, pool=0, threshold=0.05):
     got = _cpp.moments(x, n_kept, n_pooled, pool, threshold)
     want = moments_reference(x, n_kept, n_pooled, pool, threshold)

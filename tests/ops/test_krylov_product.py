@@ -16,15 +16,6 @@ SHAPES = [(1, 1), (5, 3), (97, 13), (480, 6), (481, 25), (1301, 70), (200, 520),
 WIDTHS = [1, 3, 8, 16, 17, 33, 64]
 
 
-@pytest.fixture(params=_cpp.extension().isas())
-def isa(request):
-    c = _cpp.extension()
-    before = c.isa()
-    c.set_isa(request.param)
-    yield request.param
-    c.set_isa(before)
-
-
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

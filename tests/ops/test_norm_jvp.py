@@ -10,21 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import balanced_rep as br
-from balanced_rep.ops import _cpp
 from balanced_rep.ops._registry import REGISTRY, OpSpec
 from balanced_rep.ops.activation_jvp import KINDS
 
-ISAS = _cpp.extension().isas()
 NORMS = ("group_norm_jvp", "layer_norm_jvp", "rms_norm_jvp", "softmax_jvp")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    c = _cpp.extension()
-    before = c.isa()
-    c.set_isa(request.param)
-    yield request.param
-    c.set_isa(before)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
