@@ -62,10 +62,11 @@ class BuildClib(build_clib):
 
 
 PARTS = ("kernels", "jvp")  # statistics, and functions with tangents
+NAMES = ("isa", "jvp", "krylov_product", "moments", "orthonormalise", "reduction", "sketches")
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/bindings_jvp.cpp",
-    *(f"csrc/cpu/{name}.cpp" for name in ("isa", "jvp", "krylov_product", "moments", "reduction", "sketches")),
+    *(f"csrc/cpu/{name}.cpp" for name in NAMES),
 ]
 
 setup(

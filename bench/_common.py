@@ -1,6 +1,6 @@
 """What the benchmarks share: interleaved timing, the machine on every row, the CSV.
 
-Import it before torch: OpenMP and Inductor read their settings once.
+Import it before numpy and torch: OpenMP, OpenBLAS and Inductor read their settings once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BUILD = ROOT / "build" / "bench"
 
+# Threads that spin after their work (30 ms in the OpenBLAS of numpy and scipy) would slow down what is timed next.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(BUILD / "inductor"))
 for _name in [name for name in os.environ if name.startswith("BALANCED_REP_")]:
     del os.environ[_name]  # a forced backend or instruction set is not what the figures are about

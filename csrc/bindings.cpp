@@ -144,6 +144,23 @@ PYBIND11_MODULE(_C, m) {
       "x y^T or x y of float64 matrices (batch, rows, inner), into out (batch, rows, columns).");
 
   m.def(
+      "orthonormalise",
+      [](std::uintptr_t w, const std::vector<int64_t>& shape, std::uintptr_t basis, int64_t held,
+         const std::vector<int64_t>& basis_strides, std::uintptr_t out, std::uintptr_t done, int n_threads) {
+        if (shape.size() != 3 || basis_strides.size() != 2) {
+          throw std::invalid_argument("orthonormalise: three sizes and two strides of the basis are needed");
+        }
+        br::OrthonormaliseTask task = {};
+        task.w = at<const double>(w), task.basis = at<const double>(basis);
+        task.basis_batch_stride = basis_strides[0], task.basis_row_stride = basis_strides[1];
+        task.batch = shape[0], task.width = shape[1], task.held = held, task.n = shape[2];
+        task.out = at<double>(out), task.done = at<bool>(done);
+        py::gil_scoped_release nogil;
+        br::orthonormalise(task, n_threads);
+      },
+      "Orthonormal rows beside a basis, float64 (batch, width, n), and whether they came out, bool (batch).");
+
+  m.def(
       "survey",
       [](std::uintptr_t matrix, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
          std::uintptr_t out, int n_threads) {

@@ -17,6 +17,9 @@ __all__ = ["Options", "Plan", "as_integer", "full_precision", "has_bfloat16", "m
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
+NARROW_ROUNDS = 9  # of blocks half as wide: as many products with vectors, and a smaller error
+LIKE_POWER = 3  # rounds beyond niter that are as accurate as niter power iterations, on the spectra of bench_svd.py ...
+LIKE_POWER_NARROW = 6  # ... and of blocks half as wide
 LOW_TOL = 1e-3  # the least tol that rounds in bfloat16, of 8 bits, come to
 BLOCK_MULTIPLE = 16  # the width at which products of a wide matrix with a thin one reach their speed
 
@@ -63,6 +66,7 @@ class Options:
         seed: Key of the randomness.
         item: Number of the first matrix.
         check_finite: Whether NaN and infinities are refused.
+        niter: Power iterations whose accuracy is wanted; in place of ``rounds``.
     """
 
     k: int
@@ -75,6 +79,7 @@ class Options:
     seed: int
     item: int
     check_finite: bool
+    niter: int | None = None
 
     @staticmethod
     def checked(
@@ -157,11 +162,18 @@ def make_plan(
     k = min(options.k, short)
     width = k + options.oversampling
     asked = options.block is not None or options.rounds is not None
-    block = options.block or max(round(width / (2 * BLOCK_MULTIPLE)), 1) * BLOCK_MULTIPLE
-    block = min(block, short)
+    block = max(round(width / (2 * BLOCK_MULTIPLE)), 1) * BLOCK_MULTIPLE
+    kernel = options.precision != "bfloat16" and _has_kernel(dtype, device, block, columns)
+    narrow = kernel and options.tol is None and options.block is None
+    block = min(options.block or (block // 2 if narrow else block), short)
     most = max(short // max(block, 1), 1)
     enough = -(-k // max(block, 1))  # rounds without which there are fewer than k columns
-    rounds = ROUNDS if options.tol is None else most // 2  # beyond that, everything costs less than more rounds
+    if options.niter is not None:
+        rounds = options.niter + (LIKE_POWER_NARROW if narrow else LIKE_POWER)
+    elif options.tol is None:
+        rounds = NARROW_ROUNDS if narrow else ROUNDS
+    else:
+        rounds = most // 2  # beyond that, everything costs less than more rounds
     rounds = min(options.rounds or max(rounds, enough + 1), most)
     rounds = max(rounds, min(enough, most))
     exact = k == 0 or enough > most or (not asked and (short <= 4 * width or 5 * k > short))
@@ -169,30 +181,48 @@ def make_plan(
     if dtype == torch.float32 and options.precision != "full":
         reaches = options.tol is None or options.tol >= LOW_TOL
         wanted = options.precision == "bfloat16" or (
-            reaches and has_bfloat16(device, block, columns) and long * short >= 2**18
+            reaches and not kernel and has_bfloat16(device) and long * short >= 2**18
         )
         low = torch.bfloat16 if wanted else None
     return Plan(k, exact, block, rounds, low)
 
 
-def has_bfloat16(device: torch.device, block: int, columns: bool = False) -> bool:
-    """Whether bfloat16 products with so many vectors are faster: where there are units for them, and no kernel of ours.
+def _has_kernel(dtype: torch.dtype, device: torch.device, block: int, columns: bool) -> bool:
+    """Whether products with so many vectors are those of our kernel for rows that lie in one piece.
 
-    That kernel reads a float32 matrix once for two products, in less time than two with a bfloat16 copy take, unless
-    its columns lie in one piece.
+    It reads a float32 matrix once for two products, in less time than two with a bfloat16 copy take, and products with
+    8 vectors take half the time of those with 16, which no BLAS library gives. Half as wide blocks of twice their
+    number then are more accurate for the same work.
+
+    Args:
+        dtype: Of the matrix.
+        device: Where.
+        block: Vectors.
+        columns: Whether columns lie in one piece, and not rows.
+
+    Returns:
+        The answer.
+    """
+    return (
+        dtype == torch.float32
+        and device.type == "cpu"
+        and block <= MAX_WIDTH
+        and not columns
+        and missing("balanced_rep._C") is None
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether there are units for products of bfloat16 matrices.
 
     Args:
         device: Where.
-        block: Vectors.
-        columns: Whether columns lie in one piece.
 
     Returns:
         The answer.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if block <= MAX_WIDTH and not columns and missing("balanced_rep._C") is None:
-        return False
     probes: list[Any] = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(probe is not None and probe() for probe in probes)
 

@@ -202,6 +202,7 @@ def orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor])
     Scale, project, orthonormalise through the Gram matrix, and then project and orthonormalise once more: without the
     second time, a block that is nearly contained in the basis keeps rounding errors that point into it, and all
     orthogonality is lost within a few blocks. Directions of which only rounding is left are replaced by ``spare`` ones.
+    Thin blocks of float64 rows on the CPU have a kernel, with Cholesky factors, for those that are far from dependent.
 
     Args:
         W: ``(B, b, n)``, any float dtype, b at most n minus the rows of the basis.
@@ -217,14 +218,41 @@ def orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor])
     held = 0 if basis is None else basis.shape[1]
     if W.shape[1] + held > W.shape[2]:
         raise ValueError(f"orthonormalise: {W.shape[1]} rows beside {held} do not fit into {W.shape[2]} dimensions")
-    wide = double(W.dtype)
-    W = _project_out(_unit_rows(padded(W.to(wide).contiguous())), basis)
+    W = padded(W.to(double(W.dtype)).contiguous())
+    if not _has_cholesky(W, basis):
+        return _orthonormalise(W, basis, spare)
+    rows, done = _by_cholesky(W, basis)
+    if not bool(done.all()):
+        index = (~done).nonzero().squeeze(-1)
+        rows[index] = _orthonormalise(W[index], None if basis is None else basis[index], lambda: spare()[index])
+    return rows
+
+
+def _has_cholesky(W: Tensor, basis: Tensor | None) -> bool:
+    return (
+        W.dtype == torch.float64
+        and W.device.type == "cpu"
+        and 0 < W.shape[1] <= THIN
+        and (basis is None or basis.stride(-1) == 1)
+        and has_extension()
+    )
+
+
+def _by_cholesky(W: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    from balanced_rep.ops._cpp import orthonormalise  # the extension: not before it is needed
+
+    return orthonormalise(W, basis)
+
+
+def _orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor]) -> Tensor:
+    """The same for padded rows of any rank, by eigenvectors of the Gram matrix; W is overwritten."""
+    W = _project_out(_unit_rows(W), basis)
     values, vectors = eigh_descending(product(W, W.mH))
     alive = values > DEPENDENT**2
     scale = torch.where(alive, values.clamp_min(DEPENDENT**2).rsqrt(), 0.0)
     W = product((vectors * scale.unsqueeze(-2)).mH, W)
     if not bool(alive.all()):
-        W = W + _unit_rows(_project_out(padded(spare().to(wide)), basis)) * ~alive.unsqueeze(-1)
+        W = W + _unit_rows(_project_out(padded(spare().to(W.dtype)), basis)) * ~alive.unsqueeze(-1)
         # Random rows in what little room may be left are far from orthogonal: once more, where there are any.
         again = _whitened(_project_out(W.clone(), basis))
         W = torch.where(alive.all(-1)[:, None, None], W, again)

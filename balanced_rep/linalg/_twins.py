@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numbers
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._plan import as_integer
-from balanced_rep.linalg._randomized import randomized_svd
+from balanced_rep.linalg._plan import Options, as_integer
+from balanced_rep.linalg._randomized import decompose
 from balanced_rep.linalg._result import SVDResult
 
 __all__ = ["pca_lowrank", "randomized_svd_sklearn", "svd_lowrank"]
@@ -46,7 +47,7 @@ def svd_lowrank(
     _check_tensor("svd_lowrank: A", A)
     niter = as_integer("svd_lowrank: niter", 2 if niter is None else niter, 0)
     q = as_integer("svd_lowrank: q", 6 if q is None else q, 0)
-    found = randomized_svd(A if M is None else _less(A, M), q, rounds=_rounds(A, q, niter), seed=seed)
+    found = _like(A if M is None else _less(A, M), q, niter, seed=seed)
     return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
 
 
@@ -75,7 +76,7 @@ def pca_lowrank(
     if q > min(m, n):
         raise ValueError(f"pca_lowrank: q={q}; expected is 0 to min(m, n) = {min(m, n)}")
     niter = as_integer("pca_lowrank: niter", niter, 0)
-    found = randomized_svd(A, q, rounds=_rounds(A, q, niter), center=center, seed=seed)
+    found = _like(A, q, niter, center=center, seed=seed)
     return SVDResult(found.U, found.S, found.Vh.mH, info=found.info)
 
 
@@ -120,7 +121,7 @@ def randomized_svd_sklearn(
         n_iter = 7 if k < 0.1 * min(M.shape) else 4
     n_iter = as_integer("randomized_svd_sklearn: n_iter", n_iter, 0, ", or 'auto'")
     oversampling = as_integer("randomized_svd_sklearn: n_oversamples", n_oversamples, 0)
-    U, S, Vh = randomized_svd(M, k, oversampling=oversampling, rounds=_rounds(M, k, n_iter), seed=_seed(random_state))
+    U, S, Vh = _like(M, k, n_iter, oversampling=oversampling, seed=_seed(random_state))
     if flip_sign and U.shape[0] and U.shape[1]:
         if isinstance(U, Tensor):
             turn = U.gather(0, U.abs().argmax(0, keepdim=True)).sgn()
@@ -162,12 +163,12 @@ def _less(A: Tensor, M: Any) -> Tensor:
     return A - (M.to_dense() if A.layout == torch.strided else M)
 
 
-def _rounds(A: Any, q: int, niter: int) -> int | None:
-    """Blocks that match ``niter`` power iterations; None, which leaves the choice of method, where exact is cheaper."""
-    short = min(A.shape[-2:])
-    if short <= 4 * (q + 8) or 5 * q > short:
-        return None
-    return niter + 3
+def _like(
+    A: Any, k: int, niter: int, *, oversampling: int = 8, center: bool = False, seed: int | tuple[int, int] = 0
+) -> SVDResult:
+    """k triples, as accurate as those of ``niter`` power iterations."""
+    options = Options.checked(k, None, oversampling, None, None, "auto", center, seed, True)
+    return decompose(A, replace(options, niter=niter))
 
 
 def _seed(random_state: Any) -> int:

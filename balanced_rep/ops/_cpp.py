@@ -18,6 +18,7 @@ __all__ = [
     "krylov_product",
     "log_histogram",
     "moments",
+    "orthonormalise",
     "philox_bits",
     "philox_normal",
     "survey",
@@ -119,6 +120,25 @@ def double_products(x: Tensor, y: Tensor, out: Tensor, *, transposed: bool, add:
         x.data_ptr(), x.stride()[:2], y.data_ptr(), y.stride()[:2], out.data_ptr(), out.stride()[:2],
         (batch, rows, inner, out.shape[2]), transposed, add, torch.get_num_threads(),
     )  # fmt: skip
+
+
+def orthonormalise(w: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows that are orthonormal, orthogonal to a basis, and span what ``w`` adds to it.
+
+    Args:
+        w: float64 ``(B, b, n)``, contiguous, n a multiple of 8.
+        basis: float64 ``(B, l, n)``, orthonormal rows, each in one piece.
+
+    Returns:
+        The rows ``(B, b, n)``, and which of the matrices they were found for, bool ``(B,)``: not where rows are too
+        near to dependent ones for a Cholesky factor.
+    """
+    out, done = torch.empty_like(w), _empty((w.shape[0],), torch.bool)
+    held, at, strides = (0, 0, (0, 0)) if basis is None else (basis.shape[1], basis.data_ptr(), basis.stride()[:2])
+    extension().orthonormalise(
+        w.data_ptr(), w.shape, at, held, strides, out.data_ptr(), done.data_ptr(), torch.get_num_threads()
+    )
+    return out, done
 
 
 def survey(m: Tensor) -> Tensor:

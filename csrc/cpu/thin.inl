@@ -43,7 +43,7 @@ BR_INLINE void store_sums(const VecD* sum, double* out, bool add) {
 // out[r * stride + c] (+)= sum_k x[r * row + k] y[c * lead + k], r < kRows, c < 4.
 template <class Real, int kRows>
 BR_NOINLINE void thin_dots(const Real* x, int64_t row, const Real* y, int64_t lead, int64_t n, Real* out,
-                           int64_t stride, bool add) {
+                           int64_t stride, bool add, const Real* next) {
   typedef VecOf<Real> V;
   constexpr int kLanes = Simd<Real>::kLanes;
   V sum[kRows][kFour];
@@ -56,7 +56,10 @@ BR_NOINLINE void thin_dots(const Real* x, int64_t row, const Real* y, int64_t le
   for (int64_t k = 0; k < whole; k += kLanes) {
     V a[kRows];
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) a[r] = load(x + r * row + k);
+    for (int r = 0; r < kRows; ++r) {
+      a[r] = load(x + r * row + k);
+      __builtin_prefetch(next + r * row + k, 0, 2);
+    }
 #pragma GCC unroll 4
     for (int c = 0; c < kFour; ++c) {
       const V b = load(y + c * lead + k);
@@ -90,12 +93,12 @@ void thin_transposed(const Real* x, int64_t row, int64_t rows, const Real* y, in
     for (; r + kDotRows <= rows; r += kDotRows) {
       for (int64_t c = 0; c < width; c += kFour) {
         thin_dots<Real, kDotRows>(x + r * row + k, row, y + c * lead + k, lead, some, out + r * stride + c, stride,
-                                  k > 0);
+                                  k > 0, x + (c == 0 && r + 2 * kDotRows <= rows ? r + kDotRows : r) * row + k);
       }
     }
     for (; r < rows; ++r) {
       for (int64_t c = 0; c < width; c += kFour) {
-        thin_dots<Real, 1>(x + r * row + k, row, y + c * lead + k, lead, some, out + r * stride + c, stride, k > 0);
+        thin_dots<Real, 1>(x + r * row + k, row, y + c * lead + k, lead, some, out + r * stride + c, stride, k > 0, x + r * row + k);
       }
     }
   }
@@ -166,6 +169,16 @@ void thin_plain(int64_t rows, int64_t n, const Real* y, int64_t row, int64_t col
   int64_t j = 0;
   for (; j + kStep <= columns; j += kStep) {
     thin_rows<Real, kSumVectors>(rows, n, y + j, row, kLanes, z, z_row, z_step, out + j, lead, add);
+  }
+  if constexpr (kSumVectors > 4) {
+    if (columns - j >= 4 * kLanes) {
+      thin_rows<Real, 4>(rows, n, y + j, row, kLanes, z, z_row, z_step, out + j, lead, add);
+      j += 4 * kLanes;
+    }
+  }
+  if (columns - j >= 2 * kLanes) {
+    thin_rows<Real, 2>(rows, n, y + j, row, kLanes, z, z_row, z_step, out + j, lead, add);
+    j += 2 * kLanes;
   }
   for (; j < columns; j += kLanes) {
     const int64_t last = columns - j < kLanes ? columns - j : kLanes;

@@ -41,6 +41,17 @@ void krylov_product(KrylovTask task, int n_threads);
 void double_product(DoubleProductTask task, int n_threads);
 void survey(SurveyTask task, double* out, int n_threads);  // (batch, 2)
 
+// Rows that are orthonormal, orthogonal to those of a basis, and span what w adds to it.
+struct OrthonormaliseTask {
+  const double* w;      // (batch, width, n), contiguous; n is a multiple of 8
+  const double* basis;  // (batch, held, n), orthonormal rows in one piece
+  int64_t basis_batch_stride, basis_row_stride;
+  int64_t batch, width, held, n;
+  double* out;  // (batch, width, n), contiguous; arbitrary where not done
+  bool* done;   // (batch): no where rows are too near to dependent ones for a Cholesky factor
+};
+void orthonormalise(const OrthonormaliseTask& task, int n_threads);
+
 // Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
 float read_test(const float* x, int64_t n, int n_threads);
 
