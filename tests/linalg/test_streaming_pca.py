@@ -127,6 +127,23 @@ def test_cuts_of_the_stream_do_not_change_a_bit():
         assert torch.equal(stream(X, cuts, mode="incremental").finalize().components, want.components)
 
 
+def test_parts_that_fill_no_block_merge_as_rows():
+    """Found once: each merge cut the state to take in the few rows of the other one, and lost something every time."""
+    X = activations(333, 40)
+    want = stream(X, mode="incremental").finalize()
+    assert not bool(want.info.tight)
+    first, *others = [stream(part, mode="incremental") for part in parts(X, 7, 30, 31, 31, *range(50, 333, 19))]
+    for other in others:
+        saved = other.state_dict()
+        first.merge(other)
+        assert all(torch.equal(value, saved[name]) for name, value in other.state_dict().items())
+    found = first.finalize()
+    assert found.n_samples == 333
+    assert torch.equal(found.components, want.components)
+    assert torch.equal(found.singular_values, want.singular_values)
+    assert found.info.rel_error == want.info.rel_error
+
+
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 900), min_size=0, max_size=7), seed=st.integers(0, 10**6))
