@@ -248,7 +248,7 @@ def networks(budget: float, small: bool) -> list[Row]:
 
 
 def streaming(budget: float, small: bool) -> list[Row]:
-    """Excess of StreamingPCA on activations: one stream, parts merged in either order, random orders, parts and trees."""
+    """Excess of StreamingPCA on activations: one stream, parts merged in either order, random orders, parts, trees."""
     m, n, k = (600, 96, 8) if small else (2560, 640, 32)
     X = data.matrix("activations", m, n, k).double()
     C = X - X.mean(0)
