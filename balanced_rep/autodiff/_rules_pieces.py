@@ -30,14 +30,14 @@ for _name, _first in {
     _pieces(_name, _first)
 
 
-def _pieces_along(name: str, least: int) -> None:
+def _pieces_along(name: str, least: int, dim_of_many: int) -> None:
     """``hsplit``, ``vsplit`` and ``dsplit``: ``tensor_split`` along a dim of their own."""
 
     def pieces(input: Dual, *args: Any, **kwargs: Any) -> tuple[Dual, ...]:
         how: Any = next(iter((*args, *kwargs.values())))
         how = args if len(args) > 1 else how
-        dim = 0 if name == "hsplit" and input.dim() == 1 else least - 1
-        if input.dim() <= dim or not input.dim():
+        dim = min(dim_of_many, input.dim() - 1)
+        if input.dim() < least:
             raise RuntimeError(f"torch.{name} requires a tensor with at least {least} dims, but got {input.dim()}")
         if isinstance(how, int) and (how < 1 or input.shape[dim] % how):
             raise RuntimeError(f"torch.{name}: dim {dim} of size {input.shape[dim]} is not divisible by {how}")
@@ -46,8 +46,9 @@ def _pieces_along(name: str, least: int) -> None:
     rule(name, kind="view", formula=SAME)(pieces)
 
 
-for _name, _least in {"vsplit": 1, "hsplit": 2, "dsplit": 3}.items():
-    _pieces_along(_name, _least)
+_pieces_along("hsplit", 1, 1)
+_pieces_along("vsplit", 2, 0)
+_pieces_along("dsplit", 3, 2)
 
 
 def _at_least(n: int) -> Callable[..., Any]:

@@ -270,6 +270,8 @@ def test_splits_and_sums_that_do_not_fit(draw: Callable, agrees: Callable):
     for f, message in {
         (lambda x: torch.hsplit(x, 4)): "not divisible by 4",
         (lambda x: torch.dsplit(x, 2)): "at least 3 dims",
+        (lambda x: torch.vsplit(x[0], 2)): "at least 2 dims",
+        (lambda x: torch.hsplit(x[0, 0], 2)): "at least 1 dims",
         (lambda x: x.sum_to_size(4, 6)): "not expandable",
     }.items():
         with pytest.raises(RuntimeError, match=message):
