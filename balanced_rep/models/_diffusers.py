@@ -105,10 +105,10 @@ class DiffusersDenoiser(nn.Module):
             Denoised samples, shape and dtype of `y`.
 
         Raises:
-            ValueError: A number is outside `sigma_range` and not 0; a condition is needed and not given, given to a
-                network that takes none, or no class numbers where it takes these.
+            ValueError: A number is outside `sigma_range`; a condition is needed and not given, given to a network that
+                takes none, or no class numbers where it takes these.
         """
-        if isinstance(sigma, int | float):
+        if not isinstance(sigma, Tensor):
             check_sigmas(type(self).__name__, self, (sigma,))
         level = _noise_level(y, sigma)
         scale, c_skip, c_out = (c.view(-1, *(1,) * (y.ndim - 1)) for c in coefficients(self.prediction, level))

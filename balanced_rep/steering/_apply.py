@@ -44,7 +44,7 @@ def steer(model: Any, direction: Direction, strength: Strength) -> Iterator[None
         raise TypeError(f"steer: a Direction is needed, see steering.direction, got {type(direction).__name__}.")
     root, layers = _layers(model, direction)
     if not callable(strength):
-        _check_strength(strength)
+        _check_strength("steer", strength)
     now: dict[str, Any] = {"strength": None if callable(strength) else strength}
     with ExitStack() as undo:
         if callable(strength):
@@ -59,7 +59,7 @@ def steer(model: Any, direction: Direction, strength: Strength) -> Iterator[None
                     )
                 now["strength"] = chosen = strength(levels[0])
                 if not isinstance(chosen, Tensor):  # the values of one are left to whoever made it: a device would wait
-                    _check_strength(chosen)
+                    _check_strength("steer", chosen)
 
             undo.callback(root.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for name, (module, vector) in layers.items():
@@ -82,25 +82,25 @@ def window(strength: float | Tensor, low: float, high: float) -> Callable[[float
         ValueError: If the strength is not finite, or no level can be between the two.
         TypeError: If the strength is neither a number nor a tensor.
     """
-    _check_strength(strength)
+    _check_strength("window", strength)
     if not low <= high:
         raise ValueError(f"window: low must be at most high, got {low} and {high}: it would act nowhere.")
     return lambda level: strength if low <= level <= high else 0.0
 
 
-def _check_strength(strength: Any) -> None:
+def _check_strength(what: str, strength: Any) -> None:
     """A finite number, or a tensor of them with one for each row."""
     if not isinstance(strength, Real | Tensor):
         raise TypeError(
-            "steer: a strength is a number, a tensor (batch,) or a function of the noise level that gives one of "
+            f"{what}: a strength is a number, a tensor (batch,) or a function of the noise level that gives one of "
             f"these, got {strength!r}."
         )
     if isinstance(strength, Tensor) and strength.ndim > 1:
         raise ValueError(
-            f"steer: a tensor of strengths has shape () or (batch,), one for each row, got {tuple(strength.shape)}."
+            f"{what}: a tensor of strengths has shape () or (batch,), one for each row, got {tuple(strength.shape)}."
         )
     if not (bool(strength.isfinite().all()) if isinstance(strength, Tensor) else math.isfinite(strength)):
-        raise ValueError(f"steer: strengths must be finite, got {strength}.")
+        raise ValueError(f"{what}: strengths must be finite, got {strength}.")
 
 
 def as_strengths(what: str, strengths: Any) -> list[float]:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,10 @@ def test_times_and_levels_that_are_none(kind: str, known: str, models) -> None:
     for sigma in (0.0, 2 * D.sigma_range[1], math.nan):
         with pytest.raises(ValueError, match=f"timestep: sigma={sigma:g} is outside"):
             D.timestep(sigma)
-        if sigma:  # 0 stands for no noise
-            with pytest.raises(ValueError, match=f"DiffusersDenoiser: sigma={sigma:g} is outside"):
-                D(torch.zeros(1, *D.sample_shape), sigma)
+        said = f"DiffusersDenoiser: sigma={sigma:g} is outside" if sigma else "sigma must be positive, got 0"
+        for number in (sigma, np.float32(sigma)):
+            with pytest.raises(ValueError, match=said):
+                D(torch.zeros(1, *D.sample_shape), number)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])

@@ -315,6 +315,8 @@ def test_a_window_in_which_nothing_is_edited(D: Any, towards: Direction, steps: 
         steered_samples(D, towards, start(1), (0.0, 1.0), n_steps=8, steps=steps)
     with pytest.raises(ValueError, match=r"low must be at most high, got 1.0 and 0.5: it would act nowhere"):
         window(1.0, 1.0, 0.5)
+    with pytest.raises(ValueError, match="window: strengths must be finite, got nan"):
+        window(math.nan, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("strengths", [(), (math.nan,), (0.0, math.inf), ("1",), "1", 1.0, (None,), torch.ones(1, 1)])
