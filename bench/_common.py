@@ -230,34 +230,39 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_csv(
-    path: Path,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    key: Sequence[str] = (),
-    kept: Sequence[Mapping[str, Any]] = (),
-) -> None:
+def others(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a file that were not measured again.
+
+    Args:
+        path: The file; there may be none yet.
+        rows: What was measured.
+        key: Columns that name a row.
+
+    Returns:
+        Rows that none of these has the name of.
+    """
+    if not path.exists():
+        return []
+
+    def name(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row.get(column, "")) for column in key)
+
+    again = {name(row) for row in rows}
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if name(row) not in again]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, kept: Sequence[Mapping[str, Any]] = ()) -> None:
     """Writes rows with :func:`machine` behind each; columns in the order in which they first appear.
 
     Args:
-        path: The file.
+        path: The file, written anew.
         rows: What was measured.
-        key: Columns that name a row. Rows of the file with another name stay, with the machine and commit that they
-            were measured on; without ``key`` the file is written anew.
-        kept: Rows of an earlier run, which have their machine already; they come first.
+        kept: Rows of earlier runs, which have their machine and commit already; they come first.
     """
-    full: list[dict[str, Any]] = [*map(dict, kept), *({**row, **machine()} for row in rows)]
-    if key and path.exists():
-        with path.open(newline="") as file:
-            before = list(csv.DictReader(file))
-
-        def name(row: Mapping[str, Any]) -> tuple[str, ...]:
-            return tuple(str(row.get(column, "")) for column in key)
-
-        new = {name(row): row for row in full}
-        stay = [new.pop(name(row), row) for row in before]  # a row that was measured again, at its place
-        full = [*stay, *new.values()]
-    columns = list(dict.fromkeys(key for row in full for key in row if key not in machine())) + list(machine())
+    here = machine()
+    full: list[dict[str, Any]] = [*map(dict, kept), *({**row, **here} for row in rows)]
+    columns = list(dict.fromkeys(column for row in full for column in row if column not in here)) + list(here)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:

@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows += new
                 print(f"{name}, K = {k}: done", file=sys.stderr)
             rows += accuracy(name, 2, args.small)
-    common.write_csv(args.out, rows, key=_jvp_report.KEY)
+    common.write_csv(args.out, rows, kept=common.others(args.out, rows, _jvp_report.KEY))
     read = _jvp_report.report.read(args.out)
     print(f"{args.out}: {len(rows)} rows\n\n{_jvp_report.times_table(read)}")
     if not args.true_size:
