@@ -56,12 +56,14 @@ bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
 #endif
 
 #ifdef BR_AMX
-// Products of bfloat16 tiles: the processor's, and Linux's leave for this process to use the registers.
+// Products of bfloat16 tiles, and the rounding to bfloat16 that goes with them: the processor's, and Linux's leave for
+// this process to use the registers.
 bool may_use_tiles() {
 #ifdef __linux__
   unsigned eax, ebx, ecx, edx;
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  constexpr unsigned kTileBf16 = 1u << 22, kTile = 1u << 24, kRounding = 1u << 5;  // AMX-BF16, AMX-TILE, AVX512_BF16
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTileBf16) == 0 || (edx & kTile) == 0) return false;
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || (eax & kRounding) == 0) return false;
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else

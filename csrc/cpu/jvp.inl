@@ -10,8 +10,9 @@ namespace BR_ISA_NAMESPACE {
 
 #define BR_PAIRS(f) {f<float, float>, f<double, double>, f<Half, Half>, f<BFloat, BFloat>, f<float, BFloat>}
 
-extern const JvpKernels jvp_kernels;
-const JvpKernels jvp_kernels = {
+namespace {
+
+constexpr JvpKernels kVectors = {
     BR_PAIRS(attention_items),
     BR_PAIRS(group_norm_items),
     BR_PAIRS(row_items),
@@ -19,14 +20,21 @@ const JvpKernels jvp_kernels = {
 };
 
 #if defined(BR_AMX) && defined(BR_AVX512)
+constexpr JvpKernels with_tiles(JvpKernels kernels) {
+  kernels.attention[kPairBF16] = amx_attention_items<BFloat>;
+  kernels.attention[kPairF32BF16] = amx_attention_items<float>;
+  return kernels;
+}
+#endif
+
+}  // namespace
+
+extern const JvpKernels jvp_kernels;
+const JvpKernels jvp_kernels = kVectors;
+
+#if defined(BR_AMX) && defined(BR_AVX512)
 extern const JvpKernels amx_jvp_kernels;
-const JvpKernels amx_jvp_kernels = {
-    {attention_items<float, float>, attention_items<double, double>, attention_items<Half, Half>,
-     amx_attention_items<BFloat>, amx_attention_items<float>},
-    BR_PAIRS(group_norm_items),
-    BR_PAIRS(row_items),
-    BR_PAIRS(activation_items),
-};
+const JvpKernels amx_jvp_kernels = with_tiles(kVectors);
 #endif
 
 }  // namespace BR_ISA_NAMESPACE
