@@ -10,48 +10,15 @@
 
 #if defined(BR_AMX) && defined(BR_AVX512)
 
+#ifdef BR_TILES  // a test has them in software
+#include BR_TILES
+#else
+#include "tiles.inl"
+#endif
+
 namespace balanced_rep {
 namespace BR_ISA_NAMESPACE {
 namespace {
-
-constexpr int64_t kTile = 16;  // rows of a tile, and of float32 its columns
-constexpr int64_t kDeep = 32;  // columns of bfloat16
-
-// Every tile has 16 rows of 64 bytes. What the thread had configured comes back in the end.
-class TileConfig {
- public:
-  TileConfig() {
-    alignas(64) uint8_t config[64] = {1};
-    for (int i = 0; i < 8; ++i) {
-      config[16 + 2 * i] = 64;
-      config[48 + i] = kTile;
-    }
-    asm volatile("sttilecfg %0" : "=m"(before_));
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  ~TileConfig() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
-  TileConfig(const TileConfig&) = delete;
-  TileConfig& operator=(const TileConfig&) = delete;
-
- private:
-  alignas(64) uint8_t before_[64];
-};
-
-// Tiles 0 to 3 are sums of two left and two right factors; 4 and 5 hold the left, 6 and 7 the right ones.
-template <int kNumber>
-BR_INLINE void tile_load(const void* from, int64_t stride_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride_bytes), "i"(kNumber) : "memory");
-}
-template <int kNumber>
-BR_INLINE void tile_store(void* to, int64_t stride_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride_bytes), "i"(kNumber) : "memory");
-}
-BR_INLINE void zero_sums() { asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3"); }
-template <bool kBoth>
-BR_INLINE void add_products() {
-  asm volatile("tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1");
-  if (kBoth) asm volatile("tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
-}
 
 // The sums, one or two tiles of rows by two, += a b, where a has rows of `a_stride` elements and b is two columns of
 // tiles, `b_stride` elements apart, of pairs.
@@ -108,15 +75,6 @@ BR_INLINE void transposed(const BFloat* x, int64_t rows, int64_t columns, BFloat
       for (int r = 0; r < 16; ++r) store_bytes(to + (j + r) * stride + i, m[r]);
     }
   }
-}
-
-// Two rows, of 16 queries each, as pairs. Processors with tiles have this rounding, too.
-BR_INLINE __m512i paired(VecF even, VecF odd) {
-  __m512i halves;
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(halves) : "v"((__m512)even), "v"((__m512)odd));
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, halves);
 }
 
 template <class T>
@@ -244,7 +202,7 @@ struct AmxAttentionItem : AttentionItem<T, BFloat> {
           const int64_t at = i * kWidth + side * kHalf;
           const VecF even = load(scores + at) * load(ps + at);
           const VecF odd = load(scores + at + kWidth) * load(ps + at + kWidth);
-          const VecU pairs = (VecU)paired(even, odd);
+          const VecU pairs = paired(even, odd);
           // Of what is multiplied with the values: where one key has all the weight, h v - sum_h o nearly cancels.
           sum[side] += bit_cast<VecF>(pairs << 16) + bit_cast<VecF>(pairs & 0xffff0000u);
           store_bytes(h + (side * kKeyBlock + j + i) * kTile, pairs);
@@ -283,4 +241,4 @@ void amx_attention_items(const AttentionTask& task, int64_t first_item, int64_t 
 }  // namespace BR_ISA_NAMESPACE
 }  // namespace balanced_rep
 
-#endif  // BR_AMX
+#endif

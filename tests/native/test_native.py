@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from balanced_rep.ops import _cpp
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CPU = ROOT / "csrc" / "cpu"
@@ -59,6 +61,18 @@ def test_under_address_and_undefined_behaviour_sanitizers(compiler, tmp_path, wi
     passes(str(build(compiler, tmp_path / "check", *flags, f"-DBR_VECTOR_BYTES={width}")))
 
 
+@pytest.mark.skipif("avx512" not in _cpp.extension().isas(), reason="what surrounds the tiles is AVX-512")
+def test_tiles_in_software(compiler, tmp_path):
+    """The kernel for AMX on processors without it, and what it reads and writes."""
+    target = tmp_path / "check"
+    flags = [*(f for f in FLAGS if f != "-DBR_BASE_ONLY"), "-Wno-unused-function", *ISA_FLAGS["avx512"], f"-I{HERE}"]
+    sanitizers = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    include = [f"-I{ROOT / 'csrc' / 'include'}", f"-I{CPU}"]
+    source = str(HERE / "check_tiles.cpp")
+    subprocess.run([compiler, *flags, *sanitizers, *include, source, "-o", str(target)], check=True)
+    passes(str(target))
+
+
 @pytest.mark.slow
 def test_neon_under_emulation(tmp_path):
     compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -76,8 +90,11 @@ def test_no_symbol_leaks_from_an_instruction_set(compiler, tmp_path, part, table
         pytest.skip("nm is not installed")
     target = tmp_path / "kernels.o"
     # Without optimisation nothing is inlined away: every function that could leak does.
-    flags = [*FLAGS, "-O0", "-fno-exceptions", "-fvisibility=hidden", *ISA_FLAGS[isa], f"-I{ROOT / 'csrc' / 'include'}"]
+    flags = ["-O0", "-fno-exceptions", "-fvisibility=hidden", *ISA_FLAGS[isa], f"-I{ROOT / 'csrc' / 'include'}"]
+    flags += [flag for flag in FLAGS if flag != "-DBR_BASE_ONLY"]  # which would leave the tiles out
     subprocess.run([compiler, *flags, "-c", str(CPU / f"{part}_{isa}.cpp"), "-o", str(target)], check=True)
     listed = subprocess.run(["nm", "-C", "--defined-only", str(target)], capture_output=True, text=True, check=True)
     leaked = [line for line in listed.stdout.splitlines() if line.split()[1] not in "trdb"]
-    assert [line.split(maxsplit=2)[2] for line in leaked] == [f"balanced_rep::{isa if X86 else 'neon'}::{table}"]
+    space = f"balanced_rep::{isa if X86 else 'neon'}::"
+    names = {line.split(maxsplit=2)[2].removeprefix(space) for line in leaked}
+    assert names - ({f"amx_{table}"} if isa == "avx512" else set()) == {table}
