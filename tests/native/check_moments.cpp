@@ -274,7 +274,6 @@ int main(int argc, char** argv) {
       }
     }
   }
-  std::printf("%s, %d-byte vectors: %d checks, %d failures\n", kernels().name, kernels().vector_bytes, checks,
-              failures);
+  std::printf("%s, %d-byte vectors: %d checks, %d failures\n", isa().c_str(), kernels().vector_bytes, checks, failures);
   return failures ? 1 : 0;
 }
