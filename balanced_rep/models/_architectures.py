@@ -8,7 +8,7 @@ transformer it is what comes out of the activation of the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Architecture:
         at: Where its representations are heard.
         flow_scale: What a flow network is given at the end of its time.
         null: `net -> null condition`, if the network has one of its own.
+        parts: Tensors that a condition that is no class holds, and how many dims they have; a condition that is no
+            mapping is its "prompt".
     """
 
     call: Callable[[Any, Tensor, Tensor, Any], Tensor]
@@ -43,6 +45,7 @@ class Architecture:
     at: str = "output"
     flow_scale: float = 1000.0
     null: Callable[[Any], Tensor | None] = lambda net: None
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def _square(net: Any) -> tuple[int, ...] | None:
@@ -104,18 +107,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "UNet2DConditionModel": Architecture(
         _call_unet_condition, _square,
         lambda net: "prompt embeddings (batch, tokens, features), or a mapping with 'prompt' and what else it takes",
-        "input",
+        "input", parts={"prompt": 3},
     ),
     "DiTTransformer2DModel": Architecture(
         _call_dit, _square, lambda net: CLASSES,
         null=lambda net: torch.tensor([net.config.num_embeds_ada_norm]),
     ),
     "SD3Transformer2DModel": Architecture(
-        _call_sd3, _square, lambda net: PROMPT_AND_POOLED
+        _call_sd3, _square, lambda net: PROMPT_AND_POOLED, parts={"prompt": 3, "pooled": 2}
     ),
     "FluxTransformer2DModel": Architecture(
         _call_flux, lambda net: None,
-        lambda net: PROMPT_AND_POOLED, flow_scale=1.0,
+        lambda net: PROMPT_AND_POOLED, flow_scale=1.0, parts={"prompt": 3, "pooled": 2},
     ),
 }  # fmt: skip
 

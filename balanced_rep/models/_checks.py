@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from balanced_rep.models._protocol import Denoiser
 from balanced_rep.stats._record_layers import near_names
 
-__all__ = ["check_denoiser", "check_device", "check_images", "check_path", "check_sigmas", "resolve_layers"]
+__all__ = [
+    "check_counts", "check_denoised", "check_denoiser", "check_device", "check_images", "check_like", "check_path",
+    "check_sigmas", "resolve_layers",
+]  # fmt: skip
 
 SLACK = 0.05  # of the data range: codecs and resampling overshoot a little
 
@@ -62,16 +66,72 @@ def check_device(what: str, device: torch.device | str) -> None:
         ) from error
 
 
-def check_images(what: str, D: Denoiser, x: Tensor) -> None:
+def check_counts(what: str, **counts: object) -> None:
+    """Checks numbers of things, such as of samples at once.
+
+    Args:
+        what: Beginning of messages.
+        **counts: Name to number.
+
+    Raises:
+        ValueError: If one is no whole number, or below 1.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{what}: {name} must be at least 1, a whole number, got {count!r}.")
+
+
+def check_like(y: Tensor, weight: Tensor) -> None:
+    """Checks that samples go with the weights of a network that converts nothing itself.
+
+    Args:
+        y: Samples.
+        weight: A weight.
+
+    Raises:
+        ValueError: If dtype or device differ; torch would only say that a product of matrices is not possible.
+    """
+    differ = y.dtype != weight.dtype and not torch.is_autocast_enabled(y.device.type)
+    if differ or y.device != weight.device:
+        raise ValueError(
+            f"Samples are {y.dtype} on {y.device}, the weights of this model {weight.dtype} on {weight.device}. "
+            f"Convert the samples, .to({str(weight.device)!r}, {weight.dtype}), or the model."
+        )
+
+
+def check_denoised(what: str, D: object, y: Tensor, denoised: object) -> None:
+    """Checks what a denoiser returned: a result of another shape would be spread over the samples.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        y: What it was called with.
+        denoised: What it returned.
+
+    Raises:
+        TypeError: If that is no tensor.
+        ValueError: If it has another shape.
+    """
+    if not isinstance(denoised, Tensor):
+        raise TypeError(f"{what}: {type(D).__name__} returned {type(denoised).__name__}, a denoiser returns a tensor.")
+    if denoised.shape != y.shape:
+        raise ValueError(
+            f"{what}: {type(D).__name__} returned {tuple(denoised.shape)} for samples {tuple(y.shape)}; a denoiser "
+            "returns one denoised sample for each, of the same shape."
+        )
+
+
+def check_images(what: str, D: Denoiser, x: Tensor, *, slack: float = SLACK) -> None:
     """Checks samples against a denoiser; nothing is rescaled.
 
     Args:
         what: Beginning of messages.
         D: The denoiser.
         x: `(n, *sample_shape)`.
+        slack: How far samples may leave the data range, as a share of it.
 
     Raises:
-        ValueError: If dtype, shape or range is wrong.
+        ValueError: If dtype, device, shape or range is wrong.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -84,12 +144,15 @@ def check_images(what: str, D: Denoiser, x: Tensor) -> None:
             f"{what}: this model takes samples of shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}; they "
             f"are not resized.{encode}"
         )
+    weight = next(D.parameters(), None) if isinstance(D, nn.Module) else None
+    if weight is not None and weight.device != x.device:
+        raise ValueError(f"{what}: samples are on {x.device} and the model on {weight.device}; move one of them.")
     if not x.numel():
         return
     low, high = D.data_range
     least, most = float(x.min()), float(x.max())  # NaN compares false and is found by the score
-    slack = SLACK * (high - low)
-    if least < low - slack or most > high + slack:
+    beyond = slack * (high - low)
+    if least < low - beyond or most > high + beyond:
         raise ValueError(
             f"{what}: samples run from {least:.4g} to {most:.4g}, those of this model from {low:g} to {high:g}; they "
             "are not rescaled. Rescale them to that range."
@@ -116,11 +179,14 @@ def check_sigmas(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float
 
     Raises:
         ValueError: If one is outside the denoiser's range or NaN, or there is none.
+        TypeError: If one is no number.
     """
     if not len(sigmas):
         raise ValueError(f"{what}: no noise level is given.")
     low, high = D.sigma_range
     for sigma in sigmas:
+        if not isinstance(sigma, Real) and not (isinstance(sigma, Tensor) and sigma.numel() == 1):
+            raise TypeError(f"{what}: a noise level is one number for all samples, got {sigma!r}.")
         if sigma and not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
             raise ValueError(
                 f"{what}: sigma={sigma:g} is outside what this model was made for, {low:g} to {high:g} in data units."
@@ -141,7 +207,10 @@ def check_path(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float, 
 
     Raises:
         ValueError: If they do not decrease, or one but the last is outside the denoiser's range.
+        TypeError: If they are no sequence of numbers.
     """
+    if not isinstance(sigmas, Iterable):
+        raise TypeError(f"{what}: noise levels must be a sequence of numbers, got {sigmas!r}.")
     levels = check_sigmas(what, D, tuple(float(s) for s in sigmas))
     if not levels[0] or not all(a > b for a, b in itertools.pairwise(levels)):
         shown = ", ".join(f"{s:g}" for s in levels[:8]) + (", ..." if len(levels) > 8 else "")
@@ -161,13 +230,17 @@ def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -
         The names.
 
     Raises:
-        ValueError: If a name is not in `D.layers`, or there is none.
-        TypeError: If the denoiser is no module, so that nothing can be listened to.
+        ValueError: If a name is not in `D.layers` or given twice, or there is none.
+        TypeError: If the denoiser is no module, so that nothing can be listened to; or a name is no text.
     """
     if not isinstance(D, nn.Module):
         raise TypeError(f"{what}: {type(D).__name__} is no torch.nn.Module: its layers cannot be listened to.")
     known = list(D.layers)
+    if not (layers is None or (isinstance(layers, Iterable) and all(isinstance(name, str) for name in layers))):
+        raise TypeError(f"{what}: layers must be a name or a sequence of names, got {layers!r}.")
     names = known if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"{what}: layer {twice[0]!r} is given twice.")
     for name in names:
         if name not in known:
             near = near_names(name, known) or known[-3:]

@@ -7,7 +7,22 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["expand_rows", "n_rows", "repeat_rows", "take_rows"]
+__all__ = ["check_rows", "expand_rows", "n_rows", "repeat_rows", "take_rows"]
+
+
+def check_rows(what: str, cond: Any, n: int) -> None:
+    """Checks that there is a condition for each sample.
+
+    Args:
+        what: Beginning of messages.
+        cond: Conditions, or `None` for the null condition.
+        n: Number of samples.
+
+    Raises:
+        ValueError: If there are more or fewer.
+    """
+    if cond is not None and (rows := n_rows(cond)) != n:
+        raise ValueError(f"{what}: {n} samples and {rows} conditions; one each is needed.")
 
 
 def take_rows(cond: Any, index: Tensor) -> Any:
@@ -63,6 +78,8 @@ def n_rows(cond: Any) -> int:
     """
     sizes = {len(leaf) for leaf in tree_leaves(cond) if _has_rows(leaf)}
     if len(sizes) != 1:
+        if not sizes:
+            raise ValueError(f"conditions must be tensors with a leading batch dim, got {type(cond).__name__}.")
         raise ValueError(f"conditions must be tensors with one leading batch dim, got sizes {sorted(sizes)}.")
     return sizes.pop()
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from balanced_rep.models._architectures import CLASSES, architecture, cross_attention_values, find_taps
 from balanced_rep.models._checks import check_sigmas
-from balanced_rep.models._conditions import expand_rows
+from balanced_rep.models._conditions import expand_rows, n_rows
 from balanced_rep.models._edm import _noise_level
 from balanced_rep.models._noise import ENCODING, noise
 from balanced_rep.models._precondition import Prediction, TimeScale, check_prediction, coefficients, time_scale
@@ -57,9 +57,12 @@ class DiffusersDenoiser(nn.Module):
             sample_shape: Of one sample; default: as the network's configuration says.
 
         Raises:
-            ValueError: If the prediction does not belong to the time scale.
+            ValueError: If the prediction does not belong to the time scale, or the null condition has more than one
+                row.
         """
         super().__init__()
+        if null_condition is not None and (rows := n_rows(null_condition)) != 1:
+            raise ValueError(f"null_condition= must be one condition, with a leading dim 1, got {rows} rows.")
         self._architecture = architecture(net)
         self.net, self.vae, self.time = net, vae, time
         self.prediction: Prediction = prediction
@@ -105,12 +108,18 @@ class DiffusersDenoiser(nn.Module):
             Denoised samples, shape and dtype of `y`.
 
         Raises:
-            ValueError: A number is outside `sigma_range`; a condition is needed and not given, given to a network that
-                takes none, or no class numbers where it takes these.
+            ValueError: A number is outside `sigma_range`; samples have another number of channels or dims; a condition
+                is needed and not given, given to a network that takes none, is not what the network takes, or not one
+                for each sample.
         """
         if not isinstance(sigma, Tensor):
             check_sigmas(type(self).__name__, self, (sigma,))
         level = _noise_level(y, sigma)
+        shape = self.sample_shape
+        if shape is not None and (y.ndim != len(shape) + 1 or y.shape[1] != shape[0]):  # the sides may differ
+            raise ValueError(
+                f"This denoiser takes samples (batch, {', '.join(map(str, shape))}), got {tuple(y.shape)}."
+            )
         scale, c_skip, c_out = (c.view(-1, *(1,) * (y.ndim - 1)) for c in coefficients(self.prediction, level))
         like = next(self.net.parameters())
         time = self.time.timestep(level).to(torch.promote_types(like.dtype, torch.float32))  # bfloat16 rounds 999
@@ -162,9 +171,15 @@ class DiffusersDenoiser(nn.Module):
             `(batch, *sample_shape)`.
 
         Raises:
-            ValueError: There is no autoencoder, or the images are not in [-1, 1].
+            ValueError: There is no autoencoder, or the images are not floating point, of its channels and in [-1, 1].
         """
         vae: Any = self._vae("encode")
+        channels = vae.config.in_channels
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise ValueError(
+                f"encode: images must be floating point (batch, {channels}, height, width), got {tuple(images.shape)} "
+                f"{images.dtype}."
+            )
         low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
         if not -1.05 <= low <= high <= 1.05:
             raise ValueError(
@@ -214,11 +229,37 @@ class DiffusersDenoiser(nn.Module):
                     "Stable Diffusion the embedding of an empty prompt."
                 )
             cond = expand_rows(cond, n)
-        if wanted == CLASSES and not (isinstance(cond, Tensor) and cond.shape == (n,) and not cond.is_floating_point()):
-            got = f"{tuple(cond.shape)} {cond.dtype}" if isinstance(cond, Tensor) else type(cond).__name__
-            raise ValueError(f"This denoiser needs a condition, {wanted}, integers for a batch of {n}; got {got}.")
+        elif wanted == CLASSES:
+            self._check_classes(cond, n, wanted)
+        else:
+            self._check_prompts(cond, n, wanted)
         like = next(self.net.parameters())
         return tree_map(lambda c: _onto(c, like), cond)
+
+    def _check_classes(self, cond: Any, n: int, wanted: str) -> None:
+        whole = isinstance(cond, Tensor) and not cond.is_floating_point() and cond.dtype != torch.bool
+        if not whole or cond.shape != (n,):
+            got = f"{tuple(cond.shape)} {cond.dtype}" if isinstance(cond, Tensor) else type(cond).__name__
+            raise ValueError(f"This denoiser needs a condition, {wanted}, integers for a batch of {n}; got {got}.")
+        null = self._architecture.null(self.net)
+        if null is None or cond.device.type != "cpu" or not n:  # elsewhere a look at the values would wait
+            return
+        last, low, high = int(null), int(cond.min()), int(cond.max())
+        if low < 0 or high > last:
+            raise ValueError(
+                f"This denoiser knows the classes 0 to {last - 1}, and {last} for none; got {low} to {high}."
+            )
+
+    def _check_prompts(self, cond: Any, n: int, wanted: str) -> None:
+        parts = cond if isinstance(cond, Mapping) else {"prompt": cond}
+        for name, ndim in self._architecture.parts.items():
+            part = parts.get(name)
+            if not isinstance(part, Tensor) or part.ndim != ndim:
+                kinds = {k: tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for k, c in parts.items()}
+                got = kinds if isinstance(cond, Mapping) else kinds["prompt"]
+                raise ValueError(f"This denoiser needs a condition, {wanted}; got {got}.")
+        if (rows := n_rows(cond)) != n:
+            raise ValueError(f"This denoiser needs a condition for each of {n} samples, got {rows}: {wanted}.")
 
 
 def from_diffusers(
@@ -248,7 +289,7 @@ def from_diffusers(
         The denoiser, its modules in evaluation mode and shared with `model`.
 
     Raises:
-        TypeError: If the network is of another class.
+        TypeError: If the network is of another class, or the scheduler none.
         ValueError: If there is no scheduler, it does not tell the noise levels, or they do not go with what the network
             is said to predict.
     """

@@ -11,7 +11,9 @@ so have the targets it is asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -121,8 +123,10 @@ def _noise_level(y: Tensor, sigma: float | Tensor) -> Tensor:
         if sigma.ndim > 1 or sigma.numel() not in (1, y.shape[0]):
             raise ValueError(f"sigma must be a number or have shape ({y.shape[0]},), got {tuple(sigma.shape)}.")
         return sigma.to(y).reshape(-1).expand(y.shape[0])
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}.")
+    if not isinstance(sigma, Real):
+        raise TypeError(f"sigma must be a number or a tensor (batch,), got {type(sigma).__name__}.")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}.")
     return torch.full((y.shape[0],), float(sigma), dtype=y.dtype, device=y.device)
 
 

@@ -58,7 +58,7 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such folder; says how to get it, if it looks like a model id.
-        ValueError: If the folder holds no model that can be loaded, or there is no such device.
+        ValueError: If the folder holds no model that can be loaded, weights are missing, or there is no such device.
         UnsafeModelError: If its weights are pickled, or it asks for a class that is not on the list.
     """
     root = _folder(folder)
@@ -93,10 +93,12 @@ def encode_prompts(folder: str | Path, prompts: list[str], *, dtype: torch.dtype
         `(prompts, tokens, features)`.
 
     Raises:
-        ValueError: If the folder has no CLIP text encoder with a tokenizer.
+        ValueError: If there are no prompts, or the folder has no CLIP text encoder with a tokenizer.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"encode_prompts: prompts must be a list of texts, at least one, got {prompts!r}.")
     root = _folder(folder)
     if not (root / "tokenizer").is_dir() or not (root / "text_encoder").is_dir():
         raise ValueError(f"{root}: no text_encoder and tokenizer in it; give prompt embeddings as cond= instead.")
@@ -109,7 +111,7 @@ def encode_prompts(folder: str | Path, prompts: list[str], *, dtype: torch.dtype
     if dtype is not None:
         options["dtype"] = dtype
     tokenizer = CLIPTokenizer.from_pretrained(str(root / "tokenizer"), local_files_only=True, trust_remote_code=False)
-    encoder: Any = CLIPTextModel.from_pretrained(str(root / "text_encoder"), **options)
+    encoder = _complete(root / "text_encoder", CLIPTextModel, options)
     tokens = tokenizer(
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
@@ -153,11 +155,27 @@ def _network(root: Path, part: str | None, known: tuple[str, ...], dtype: torch.
     _check_weights(folder)
     import diffusers
 
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
-    net = getattr(diffusers, name).from_pretrained(
-        str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **options
-    )
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+    if dtype is not None:
+        options["torch_dtype"] = dtype
+    net = _complete(folder, getattr(diffusers, name), options)
     return net if dtype is None else net.to(dtype)  # some classes are left in float32
+
+
+def _complete(folder: Path, kind: Any, options: dict[str, Any]) -> Any:
+    """Reads weights. Libraries only log that some are missing, and leave these as they were drawn."""
+    try:
+        net, found = kind.from_pretrained(str(folder), output_loading_info=True, **options)
+    except (OSError, RuntimeError) as error:  # truncated files, weights of another shape
+        said = " ".join(line.strip() for line in str(error).splitlines() if "ignore_mismatched_sizes" not in line)
+        raise ValueError(f"{folder}: its weights cannot be read as a {kind.__name__}: {said}") from error
+    lost = sorted({str(key) for key in found["missing_keys"]} | {str(each[0]) for each in found["mismatched_keys"]})
+    if lost:
+        raise ValueError(
+            f"{folder}: {len(lost)} weights of a {kind.__name__} with its config.json are not in its files or have "
+            f"another shape, such as {', '.join(lost[:3])}; fetch the whole model."
+        )
+    return net
 
 
 def _scheduler(folder: Path) -> Any:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from balanced_rep.models._checks import check_like
+
 __all__ = ["ResidualMLP"]
 
 
@@ -118,11 +120,12 @@ class ResidualMLP(nn.Module):
             Raw output, `(n, *sample_shape)`.
 
         Raises:
-            ValueError: `x` has another sample shape.
+            ValueError: `x` has another sample shape, dtype or device.
         """
         if tuple(x.shape[1:]) != self.sample_shape:
             wanted = ", ".join(map(str, self.sample_shape))
             raise ValueError(f"Samples of this model have shape (batch, {wanted}), got {tuple(x.shape)}.")
+        check_like(x, self.linear_in.weight)
         embedding = self.embed(c_noise)
         stream = self.linear_in(x.flatten(1))
         for block in self.blocks:

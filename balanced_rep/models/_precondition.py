@@ -198,9 +198,13 @@ def time_scale(scheduler: Any, *, flow_scale: float = 1000.0) -> tuple[TimeScale
         Time scale and prediction.
 
     Raises:
+        TypeError: If it is no scheduler.
         ValueError: If the scheduler has neither, its chain is not increasing, or its prediction does not belong to it.
     """
-    name, config = type(scheduler).__name__, dict(scheduler.config)
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "config"):
+        raise TypeError(f"scheduler= must be a scheduler of diffusers, such as DDIMScheduler(), got {name}.")
+    config = dict(scheduler.config)
     if "FlowMatch" in name or config.get("use_flow_sigmas"):  # multistep solvers keep betas that a flow does not use
         said = config.get("prediction_type", "flow_prediction")
         scale = flow_scale * config.get("num_train_timesteps", 1000) / 1000

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balanced_rep.models._checks import check_like
 from balanced_rep.models._digits import CheckpointError
 from balanced_rep.models._protocol import Tap
 
@@ -124,11 +125,12 @@ class ReLUDAE(nn.Module):
             `[W1^T y]_+`, `(n, p)`.
 
         Raises:
-            ValueError: The sample shape is wrong.
+            ValueError: The sample shape is wrong, or dtype or device are not those of the weights.
         """
         if tuple(y.shape[1:]) != self.sample_shape:
             wanted = ", ".join(map(str, self.sample_shape))
             raise ValueError(f"Samples of this model have shape (batch, {wanted}), got {tuple(y.shape)}.")
+        check_like(y, self.W1)
         return self.act(y.flatten(1) @ self.W1)
 
     @torch.no_grad()
@@ -174,10 +176,13 @@ class ReLUDAE(nn.Module):
             The model, on the CPU.
 
         Raises:
+            FileNotFoundError: There is no such file.
             CheckpointError: The file is no such checkpoint; says why.
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
         try:
             with safe_open(str(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {})[METADATA_KEY])

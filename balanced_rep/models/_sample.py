@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.models._checks import check_path
-from balanced_rep.models._conditions import take_rows
+from balanced_rep.models._conditions import check_rows, take_rows
 from balanced_rep.models._noise import start_noise
 from balanced_rep.models._protocol import Denoiser
 
@@ -135,14 +135,15 @@ def sample(
         Samples, `(n, *sample_shape)`, on the device and in the dtype of the denoiser.
 
     Raises:
-        ValueError: If the shape of a sample is not known, `sigmas` are not levels of this denoiser, or a number is out
-            of range.
+        ValueError: If the shape of a sample is not known, `sigmas` are not levels of this denoiser, there is not a
+            condition for each sample, or a number is out of range.
     """
     if n < 0 or first < 0 or batch_size < 1:
         raise ValueError(
             f"sample: n and first must be at least 0 and batch_size at least 1, got {n}, {first} and {batch_size}."
         )
     shape = sample_shape or getattr(D, "sample_shape", None)
+    check_rows("sample", cond, n)
     if shape is None:
         raise ValueError("sample: this denoiser does not say what a sample looks like; give sample_shape=.")
     levels = check_path("sample", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
