@@ -30,6 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from balanced_rep.models._checks import check_counts
 from balanced_rep.theory._clusters import (
     Cluster,
     check_scales,
@@ -225,8 +226,13 @@ def memorization_threshold(X: Tensor, *, lam: float, n: int) -> Tensor:
 
     Returns:
         The thresholds, ``(N,)``.
+
+    Raises:
+        ValueError: If the penalty is negative or not finite, or n below 1.
     """
     X = as_samples(X)
+    check_counts("memorization_threshold", n=n)
+    check_scales(1.0, lam)
     return (n * lam / X.double().square().sum(dim=1)).to(X.dtype)
 
 
@@ -302,7 +308,16 @@ def population_loss(W: Tensor, S: Tensor, *, sigma: float) -> float:
 
     Returns:
         The expected squared error.
+
+    Raises:
+        ValueError: If a shape or the noise level is wrong, or a number not finite.
     """
+    W, S = as_samples(W), as_samples(S)
+    check_scales(sigma, 0.0)
+    if S.shape != (len(W), len(W)):
+        raise ValueError(
+            f"population_loss: S must be ({len(W)}, {len(W)}), as W is {tuple(W.shape)}; got {tuple(S.shape)}."
+        )
     A = W.double() @ W.double().T
     rest = torch.eye(len(A), dtype=A.dtype, device=A.device) - A
     return float((rest @ S.double() * rest).sum() + sigma**2 * A.square().sum())

@@ -6,7 +6,7 @@ Letters: n samples of d entries, M clusters, r eigenvalues of a cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,10 +70,10 @@ def spectra(X: Tensor, index: Tensor, weights: Tensor) -> list[Cluster]:
 def unit_counts(clusters: list[Cluster], sigma: float, lam: float, p: int | Sequence[int] | None) -> list[int]:
     """Units of each cluster."""
     if p is not None and not isinstance(p, int):
-        counts = [int(c) for c in p]
-        if len(counts) != len(clusters) or min(counts) < 0:
-            raise ValueError(f"p must be a number or one for each of the {len(clusters)} clusters, got {counts}.")
-        return counts
+        counts = list(p) if isinstance(p, Iterable) else []
+        if len(counts) != len(clusters) or not all(c == int(c) >= 0 for c in counts):
+            raise ValueError(f"p must be a whole number, or one for each of the {len(clusters)} clusters, got {p}.")
+        return [int(c) for c in counts]
     savings = [c.savings(sigma, lam) for c in clusters]
     if p is None:
         return [int((s > 0).sum()) for s in savings]

@@ -47,7 +47,7 @@ def merge_parallel_columns(W: Tensor, *, cosine: float = 0.98, dead: float = 1e-
         The joined columns, ``(d, q)``, those with the largest norm first.
 
     Raises:
-        ValueError: If ``W`` is no finite matrix, or ``cosine`` is not between 0 and 1.
+        ValueError: If ``W`` is no finite matrix, or ``cosine`` or ``dead`` is not between 0 and 1.
 
     Example:
         >>> import torch
@@ -58,6 +58,8 @@ def merge_parallel_columns(W: Tensor, *, cosine: float = 0.98, dead: float = 1e-
     W = as_samples(W)
     if not 0 < cosine < 1:
         raise ValueError(f"merge_parallel_columns: cosine must be between 0 and 1, got {cosine}.")
+    if not 0 <= dead < 1:
+        raise ValueError(f"merge_parallel_columns: dead must be from 0 to below 1, got {dead}.")
     norms = W.double().norm(dim=0)
     alive = W.double()[:, norms > dead * norms.max()]
     unit = torch.nn.functional.normalize(alive, dim=0)
@@ -145,7 +147,8 @@ def match_columns(W: Tensor, X: Tensor) -> ColumnMatch:
     """
     from scipy.optimize import linear_sum_assignment
 
-    W, X = as_samples(W).double(), as_samples(X).double()
+    X = as_samples(X).double()
+    W = as_samples(W).double() if W.numel() else W.double()  # no column is left of a dead network
     if W.shape[0] != X.shape[1]:
         raise ValueError(f"match_columns: columns have {W.shape[0]} entries and samples {X.shape[1]}.")
     cosines = torch.nn.functional.normalize(X, dim=1) @ torch.nn.functional.normalize(W, dim=0)  # (N, p)

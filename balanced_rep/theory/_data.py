@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_rep.models._checks import check_counts
+
 __all__ = ["Separability", "as_samples", "cluster_index", "separability", "separable_subset"]
 
 
@@ -124,11 +126,12 @@ def separable_subset(X: Tensor, n: int, *, seed: int = 0, trials: int = 64) -> T
         Indices ``(n,)``; ``X[indices] - X[indices].mean(0)`` are the samples to train on.
 
     Raises:
-        ValueError: If ``n`` is out of range.
+        ValueError: If ``n`` is out of range, or ``trials`` below 1.
     """
     X = as_samples(X).double()
     if not 2 <= n <= len(X):
         raise ValueError(f"separable_subset: n must be from 2 to the number of samples, {len(X)}, got {n}.")
+    check_counts("separable_subset", n=n, trials=trials)
     unit = torch.nn.functional.normalize(X - X.mean(0), dim=1)
     starts = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:trials].to(X.device)
     best, best_cosine = starts[:n], math.inf
@@ -158,7 +161,10 @@ def as_samples(X: Tensor) -> Tensor:
 
     Raises:
         ValueError: If it is no finite floating-point matrix with at least one row and one column.
+        TypeError: If it is no tensor.
     """
+    if not isinstance(X, Tensor):
+        raise TypeError(f"X must be a tensor (samples, entries), got {type(X).__name__}; torch.as_tensor makes one.")
     if X.ndim != 2 or not X.is_floating_point() or X.numel() == 0:
         raise ValueError(
             f"X must be floating point (samples, entries) and not empty, got {tuple(X.shape)} {X.dtype}; "
@@ -185,6 +191,7 @@ def cluster_index(X: Tensor, labels: Tensor | None) -> Tensor:
     """
     if labels is None:
         return torch.arange(len(X), device=X.device)
+    labels = torch.as_tensor(labels)
     if labels.shape != X.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"labels must be integers of shape ({len(X)},), one per sample, got {tuple(labels.shape)} {labels.dtype}."

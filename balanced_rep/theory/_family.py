@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -124,5 +125,10 @@ def geometric_levels(low: float, high: float, n: int) -> list[float]:
 
     Returns:
         `n + 1` levels.
+
+    Raises:
+        ValueError: If these are no positive levels in order, or n is below 1.
     """
+    if n < 1 or not 0 < low <= high < math.inf:
+        raise ValueError(f"geometric_levels: need 0 < low <= high, both finite, and n >= 1, got {low}, {high} and {n}.")
     return [high * (low / high) ** (i / max(1, n - 1)) for i in range(n)] + [0.0]

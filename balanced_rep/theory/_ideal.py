@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from balanced_rep.models._checks import check_like
 from balanced_rep.models._edm import _noise_level
 from balanced_rep.models._protocol import Tap
 from balanced_rep.theory._clusters import sample_weights
@@ -117,17 +118,23 @@ class GaussianDenoiser(nn.Module):
             data_range: Smallest and largest value of a clean sample.
 
         Raises:
-            ValueError: The shapes do not fit.
+            ValueError: The shapes do not fit, or the covariance is not finite, symmetric and positive semidefinite.
         """
         super().__init__()
         d = mean.numel()
         if covariance.shape != (d, d):
             raise ValueError(f"GaussianDenoiser: covariance must be ({d}, {d}), got {tuple(covariance.shape)}.")
+        if not mean.isfinite().all() or not covariance.isfinite().all():
+            raise ValueError("GaussianDenoiser: mean and covariance must be finite.")
         values, vectors = torch.linalg.eigh(covariance)
+        rounding = 100 * d * torch.finfo(covariance.dtype).eps * values.abs().max()
+        if not bool(((covariance - covariance.mT).abs() <= rounding).all()) or not bool((values >= -rounding).all()):
+            raise ValueError("GaussianDenoiser: the covariance must be symmetric and positive semidefinite.")
         self.register_buffer("mean", mean.clone())
         self.register_buffer("vectors", vectors)
         self.register_buffer("values", values.clamp_min(0))
         self.project = nn.Identity()
+        self.sample_shape = tuple(mean.shape)
         self.data_range = data_range
         self.sigma_range = (1e-6, math.inf)
 
@@ -154,10 +161,13 @@ class GaussianDenoiser(nn.Module):
             Denoised samples, shape of `y`.
 
         Raises:
-            ValueError: `cond` is given.
+            ValueError: `cond` is given, or a shape, dtype or device is wrong.
         """
         if cond is not None:
             raise ValueError("This denoiser is unconditional: call it with cond=None.")
+        if tuple(y.shape[1:]) != self.sample_shape:
+            raise ValueError(f"Samples of this model have shape (batch, *{self.sample_shape}), got {tuple(y.shape)}.")
+        check_like(y, self.mean)
         variance = _noise_level(y, sigma)[:, None].square()
         coordinates = (y - self.mean).flatten(1) @ self.vectors
         shrunk = self.project(coordinates * (self.values / (self.values + variance)))

@@ -177,6 +177,10 @@ def train_dae(
         )
     if loss not in ("mask", "sampled"):
         raise ValueError(f"train_dae: loss must be 'mask' or 'sampled', got {loss!r}.")
+    if loss == "mask" and n_draws != 1:
+        raise ValueError(f"train_dae: loss='mask' draws no noise; n_draws={n_draws} is for loss='sampled'.")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"train_dae: lr must be positive and finite, got {lr}.")
     weights = None if weights is None else sample_weights(X, weights).to(X.dtype)
     generator = torch.Generator().manual_seed(seed)
     basis, coordinates = _span(X) if span else (None, X)
