@@ -53,9 +53,13 @@ def read_prompts(path: Path) -> list[str]:
         The prompts.
 
     Raises:
-        ValueError: If there are none, or a line has no prompt.
+        ValueError: If there are none, a line has no prompt, or the file is no text.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text in UTF-8 ({error}).") from error
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path}: no prompts in it.")
     if path.suffix != ".jsonl":

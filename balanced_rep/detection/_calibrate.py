@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from balanced_rep.detection._evaluate import Evaluation, evaluate
-from balanced_rep.detection._intervals import area_under_curve
+from balanced_rep.detection._intervals import area_under_curve, group_numbers
 from balanced_rep.detection._score import Direction, Score, Scores, get
 from balanced_rep.detection._threshold import Threshold, least_calibration_size, threshold
 from balanced_rep.models import Denoiser
@@ -72,7 +72,12 @@ class Detector:
 
         Returns:
             Scores and flags.
+
+        Raises:
+            TypeError: If noise level, layers or seed are given: the threshold holds for its own alone.
         """
+        if decided := [name for name in ("sigma", "layers", "seed") if name in inputs]:
+            raise TypeError(f"a detector has its own {', '.join(decided)}; calibrate another one for others.")
         score = get(self.score, **self.options)
         scores = score(D, x, sigma=self.sigma, layers=self.layer, seed=self.seed, **inputs)
         scores = Scores(**{**vars(scores), "direction": self.direction})
@@ -104,6 +109,8 @@ class Detector:
         """
         try:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(about, dict):
+                raise ValueError("it holds no JSON object")
             if about.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             about["threshold"] = Threshold(**about["threshold"])
@@ -111,6 +118,8 @@ class Detector:
                 raise ValueError(f"direction is {about['direction']!r}")
             found = cls(**about)
             get(found.score, **found.options)
+            if not isinstance(found.layer, str | None) or not isinstance(found.seed, int) or found.seed < 0:
+                raise ValueError(f"its layer is {found.layer!r} and its seed {found.seed!r}")
             numbers = {"threshold": found.threshold.value} | ({} if found.sigma is None else {"sigma": found.sigma})
             if wrong := [name for name, v in numbers.items() if not isinstance(v, int | float) or not math.isfinite(v)]:
                 raise ValueError(f"its {wrong[0]} is {numbers[wrong[0]]!r}, which flags nothing")
@@ -185,14 +194,20 @@ def calibrate(
         The detector, and how good it is.
 
     Raises:
-        ValueError: If there are too few samples for the guarantee, only one class, or samples and labels differ in
-            number; before any network is run.
+        ValueError: If there are too few samples for the guarantee, only one class, or samples, labels and groups differ
+            in number; before any network is run.
+        TypeError: If the score is none, or the noise levels are no sequence.
     """
-    score = get(score) if isinstance(score, str) else score
+    score = score if isinstance(score, Score) else get(score)
     labels = torch.as_tensor(labels).cpu()
+    if x is None and cond is None:
+        raise ValueError("calibrate: nothing to score: give samples x or cond=.")
+    if not isinstance(sigmas, Iterable | None):
+        raise TypeError(f"calibrate: sigmas must be a sequence of noise levels to choose from, got {sigmas!r}.")
     n = len(x) if x is not None else n_rows(cond)
     if labels.shape != (n,):
         raise ValueError(f"calibrate: {n} samples and labels {tuple(labels.shape)}; one each is needed.")
+    groups = None if groups is None else group_numbers("calibrate", groups, n)
     first = cut(labels, groups, selection_share, seed)
     n_negative = _count(~labels.bool() & ~first, groups)
     least = least_calibration_size(fpr, confidence)
@@ -224,12 +239,12 @@ def calibrate(
     second = ~first & decided.ok
     held_out = evaluate(
         decided.values[second], labels[second], direction=direction, fprs=(fpr,), confidence=confidence, seed=seed,
-        groups=None if groups is None else groups.cpu()[second],
+        groups=None if groups is None else groups[second],
     )  # fmt: skip
     negative = second & ~labels.bool()
     limit = threshold(
         decided.values[negative], direction=direction, fpr=fpr, confidence=confidence,
-        groups=None if groups is None else groups.cpu()[negative],
+        groups=None if groups is None else groups[negative],
     )  # fmt: skip
     names: tuple[str | None, ...] = tables.layers or (None,)
     sigma = tables.sigmas[at[1]] if tables.sigmas else None
@@ -262,7 +277,7 @@ def _score_all(
     score: Score, D: Any, x: Any, sigmas: Sequence[float] | None, layers: Sequence[str] | None, options: dict[str, Any]
 ) -> Scores:
     """One call for all noise levels where the score takes several, else one for each."""
-    chosen = {"layers": layers} if "layers" in score.requires else {}
+    chosen = {} if layers is None else {"layers": layers}
     if sigmas is None or score.many_sigmas or not len(sigmas):  # which says that there is none
         return score(D, x, sigma=None if sigmas is None else list(sigmas), **chosen, **options)
     parts = [score(D, x, sigma=float(s), **chosen, **options) for s in sigmas]
@@ -277,9 +292,7 @@ def cut(labels: Tensor, groups: Tensor | None, share: float, seed: int) -> Tenso
         raise ValueError(f"calibrate: labels must be 0 or 1, one per sample, got {tuple(labels.shape)} {labels.dtype}.")
     if not 0 < share < 1:
         raise ValueError(f"calibrate: selection_share must be between 0 and 1, got {share}.")
-    index = torch.arange(len(labels)) if groups is None else groups.cpu().unique(return_inverse=True)[1]
-    if len(index) != len(labels):
-        raise ValueError(f"calibrate: {len(labels)} labels and {len(index)} groups.")
+    index = group_numbers("calibrate", groups, len(labels))
     positive = torch.zeros(int(index.max()) + 1, dtype=torch.bool).index_fill_(0, index[labels.bool()], True)
     generator = torch.Generator().manual_seed(seed)
     first = torch.zeros(len(positive), dtype=torch.bool)
@@ -290,4 +303,4 @@ def cut(labels: Tensor, groups: Tensor | None, share: float, seed: int) -> Tenso
 
 
 def _count(rows: Tensor, groups: Tensor | None) -> int:
-    return int(rows.sum()) if groups is None else len(groups.cpu()[rows].unique())
+    return int(rows.sum()) if groups is None else len(groups[rows].unique())

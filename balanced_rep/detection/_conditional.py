@@ -237,10 +237,10 @@ class NeMo(Score):
             theta: In standard deviations.
 
         Raises:
-            ValueError: If `reduce` is neither.
+            ValueError: If `reduce` is neither, or `theta` is not at least 0.
         """
-        if reduce not in ("max", "count"):
-            raise ValueError(f"nemo: reduce must be 'max' or 'count', got {reduce!r}.")
+        if reduce not in ("max", "count") or not theta >= 0:
+            raise ValueError(f"nemo: reduce must be 'max' or 'count' and theta >= 0, got {reduce!r} and {theta}.")
         self.reduce, self.theta = reduce, theta
 
     def prepare(self, D: Denoiser | None, reference: Any) -> tuple[Tensor, Tensor]:

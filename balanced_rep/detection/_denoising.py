@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from balanced_rep.detection._products import at_noise_level
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
 from balanced_rep.models._noise import noise
@@ -51,7 +52,8 @@ class DenoisingError(Score):
         x, errors = batch.x, []
         drawn = [noise(batch.items, x.shape[1:], seed=batch.seed, draw=i, like=x) for i in range(self.n_draws)]
         for sigma in batch.sigmas:
-            one = [(D(x + sigma * e, sigma, batch.cond) - x).flatten(1).square().mean(dim=1).double() for e in drawn]
+            denoise = at_noise_level(self.name, D, sigma, batch.cond)
+            one = [(denoise(x + sigma * e) - x).flatten(1).square().mean(dim=1).double() for e in drawn]
             errors.append(torch.stack(one).mean(dim=0))
             batch.forwards += len(batch) * self.n_draws
         return torch.stack(errors)[None]

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from balanced_rep.detection._intervals import area_under_curve, auc_interval, binomial_interval
-from balanced_rep.detection._score import Scores
+from balanced_rep.detection._intervals import area_under_curve, auc_interval, binomial_interval, group_numbers
+from balanced_rep.detection._score import OK, Scores
+from balanced_rep.models._checks import check_counts
 
 __all__ = ["Comparison", "Evaluation", "RateAt", "compare", "evaluate"]
 
@@ -126,7 +127,9 @@ def evaluate(
         AUC and rates.
 
     Raises:
-        ValueError: If there is only one class, all scores are equal, no direction is declared, or shapes differ.
+        ValueError: If there is only one class, all scores are equal, no direction is declared, shapes differ, or a
+            number is out of range.
+        TypeError: If `fprs` is no sequence.
 
     Example:
         >>> import torch
@@ -134,11 +137,14 @@ def evaluate(
         >>> found.auc
         0.75
     """
+    _check_options("evaluate", confidence, n_boot)
+    if not isinstance(fprs, Sequence | Tensor):
+        raise TypeError(f"evaluate: fprs must be a sequence of false-positive rates, such as (0.01,), got {fprs!r}.")
     values, positive, kept, declared = _read("evaluate", scores, labels, direction)
     sign = 1.0 if declared == "high" else -1.0
     pos, neg = sign * values[positive & kept], sign * values[~positive & kept]
     auc = area_under_curve(pos, neg)
-    index = _groups(groups, len(values))[kept]
+    index = group_numbers("evaluate", groups, len(values))[kept]
     n_groups = len(index.unique())
     if groups is None:
         low, high = auc_interval(auc, len(pos), len(neg), _normal_quantile(confidence))
@@ -182,18 +188,33 @@ def compare(
 
     Returns:
         The difference of the AUCs, over samples that both could score.
+
+    Raises:
+        ValueError: As `evaluate` raises it, for the samples that both could score.
     """
+    _check_options("compare", confidence, n_boot)
     read = [_read("compare", s, labels, d) for s, d in zip((first, second), directions, strict=True)]
     kept = read[0][2] & read[1][2]
     positive = read[0][1][kept]
+    if not positive.any() or positive.all():
+        raise ValueError(
+            f"compare: both classes are needed, got {int(positive.sum())} memorized and {int((~positive).sum())} other "
+            "samples that both could score."
+        )
     values = [(1.0 if d == "high" else -1.0) * v[kept] for v, _, _, d in read]
-    index = _groups(groups, len(labels))[kept]
+    index = group_numbers("compare", groups, len(kept))[kept]
     draws = _bootstrap(values, positive, index, n_boot, seed)
     difference = area_under_curve(values[0][positive], values[0][~positive]) - area_under_curve(
         values[1][positive], values[1][~positive]
     )
     low, high = _percentiles(draws[0] - draws[1], confidence)
     return Comparison(difference, low, high, not low <= 0 <= high, len(index.unique()))
+
+
+def _check_options(what: str, confidence: float, n_boot: int) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"{what}: confidence must be between 0 and 1, got {confidence}.")
+    check_counts(what, n_boot=n_boot)
 
 
 def _read(
@@ -208,7 +229,7 @@ def _read(
         values, kept, direction = scores.values, scores.ok, scores.direction
     else:
         values = torch.as_tensor(scores).detach().double().cpu()
-        kept = values.isfinite() if values.ndim == 1 else torch.ones(len(values), dtype=torch.bool)
+        kept = values.isfinite()
     if direction not in ("high", "low"):
         raise ValueError(f"{what}: declare direction='high' or 'low': which scores are suspicious; got {direction!r}.")
     if values.ndim != 1:
@@ -223,20 +244,15 @@ def _read(
     positive = labels.bool()
     n_positive, n_negative = int((positive & kept).sum()), int((~positive & kept).sum())
     if not n_positive or not n_negative:
+        failed = [s for s in scores.status if s != OK] if isinstance(scores, Scores) else []
+        why = f" The first status: {failed[0]}." if failed else ""
         raise ValueError(
             f"{what}: both classes are needed, got {n_positive} memorized and {n_negative} other samples with a score."
+            f"{why}"
         )
     if bool((values[kept] == values[kept][0]).all()):
         raise ValueError(f"{what}: all {int(kept.sum())} scores are {values[kept][0].item():g}: nothing to judge.")
     return values, positive, kept, direction
-
-
-def _groups(groups: Tensor | None, n: int) -> Tensor:
-    if groups is None:
-        return torch.arange(n)
-    if groups.shape != (n,):
-        raise ValueError(f"groups must have shape ({n},), got {tuple(groups.shape)}.")
-    return groups.cpu().unique(return_inverse=True)[1]
 
 
 def _rate_at(pos: Tensor, neg: Tensor, fpr: float, confidence: float, n_groups: int) -> RateAt:

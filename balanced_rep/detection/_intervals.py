@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["area_under_curve", "auc_interval", "auc_standard_error", "binomial_interval"]
+__all__ = ["area_under_curve", "auc_interval", "auc_standard_error", "binomial_interval", "group_numbers"]
 
 Z95 = 1.959963984540054
 
@@ -29,6 +29,28 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
     below = torch.searchsorted(order, positive.double(), right=False)
     not_above = torch.searchsorted(order, positive.double(), right=True)
     return float((below + not_above).double().mean()) / (2 * len(negative))
+
+
+def group_numbers(what: str, groups: Tensor | None, n: int) -> Tensor:
+    """Groups of near-duplicates, numbered from 0 without gaps.
+
+    Args:
+        what: Beginning of messages.
+        groups: A number for each sample, `(n,)`; `None` makes each sample a group of its own.
+        n: Number of samples.
+
+    Returns:
+        `(n,)` int64 on the CPU.
+
+    Raises:
+        ValueError: If there is not one number for each sample.
+    """
+    if groups is None:
+        return torch.arange(n)
+    found = torch.as_tensor(groups).cpu()
+    if found.shape != (n,) or not bool(found.isfinite().all()):
+        raise ValueError(f"{what}: groups must be a number for each of {n} samples, got {tuple(found.shape)}.")
+    return found.unique(return_inverse=True)[1]
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

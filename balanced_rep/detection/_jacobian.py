@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balanced_rep.detection._products import jacobian, products
+from balanced_rep.detection._products import at_noise_level, jacobian, products
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.linalg import jacobian_spectrum
 from balanced_rep.models import Denoiser
+from balanced_rep.models._conditions import take_rows
 from balanced_rep.models._noise import noise
 
 __all__ = ["FLIPD", "JacobianNorm", "JacobianRank"]
@@ -66,7 +67,8 @@ class JacobianNorm(Score):
         """
         total = torch.zeros(len(batch), dtype=torch.float64)
         point = _point(batch, self.noisy)
-        for p in products(lambda z: D(z, batch.sigmas[0], batch.cond), point, self.n_probes, seed=batch.seed):
+        denoise = at_noise_level(self.name, D, batch.sigmas[0], batch.cond)
+        for p in products(denoise, point, self.n_probes, seed=batch.seed):
             total += p.weight * p.images.double().square().sum(dim=(0, 2)).cpu()
             batch.forwards += len(batch)
             batch.tangents += len(batch) * len(p.directions)
@@ -121,7 +123,7 @@ class JacobianRank(Score):
         n = point[0].numel()
         if n > DENSE:
             raise ValueError(f"jacobian_rank: samples have {n} entries, more than {DENSE}; take kind='stable'.")
-        J = jacobian(lambda z: D(z, batch.sigmas[0], batch.cond), point).double()
+        J = jacobian(at_noise_level(self.name, D, batch.sigmas[0], batch.cond), point).double()
         batch.forwards += len(batch) * -(-n // 16)
         batch.tangents += len(batch) * n
         finite = J.isfinite().flatten(1).all(dim=1)
@@ -129,11 +131,15 @@ class JacobianRank(Score):
         return (s.sum(dim=1).square() / s.square().sum(dim=1)).where(finite, torch.nan)
 
     def _stable(self, D: Denoiser, batch: Batch, point: Tensor) -> Tensor:
-        finite = point.isfinite().flatten(1).all(dim=1)
-        safe = point.where(finite.view(-1, *[1] * (point.ndim - 1)), 0.0)
-        found = jacobian_spectrum(
-            lambda z: D(z, batch.sigmas[0], batch.cond), safe, 1, batch=True, n_probes=self.n_probes, seed=batch.seed
-        )
+        sigma = batch.sigmas[0]
+        finite = at_noise_level(self.name, D, sigma, batch.cond)(point).isfinite().flatten(1).all(dim=1)
+        batch.forwards += len(batch)
+        if not finite.any():
+            return torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        # One sample that is not finite would stop the others: another one stands in for it, and its rank is left out.
+        rows = torch.arange(len(batch), device=finite.device).where(finite, finite.nonzero()[0])
+        denoise = at_noise_level(self.name, D, sigma, take_rows(batch.cond, rows))
+        found = jacobian_spectrum(denoise, point[rows], 1, batch=True, n_probes=self.n_probes, seed=batch.seed)
         info = found.svd.info
         rounds, columns = (torch.as_tensor(v, dtype=torch.float64).mean() for v in (info.rounds, info.passes))
         batch.forwards += len(batch) * (float(rounds) + -(-self.n_probes // 8))
@@ -183,7 +189,7 @@ class FLIPD(Score):
         x, sigma = batch.x, batch.sigmas[0]
         trace = torch.zeros(len(batch), dtype=torch.float64)
         error = trace
-        for p in products(lambda z: D(z, sigma, batch.cond), x, self.n_probes, seed=batch.seed):
+        for p in products(at_noise_level(self.name, D, sigma, batch.cond), x, self.n_probes, seed=batch.seed):
             trace = trace + p.weight * torch.einsum("kbn,kn->b", p.images.double(), p.directions.double()).cpu()
             error = (p.value - x.flatten(1)).double().square().sum(dim=1).cpu()
             batch.forwards += len(batch)

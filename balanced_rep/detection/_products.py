@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.linalg._probes import probes
+from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_denoised
 
-__all__ = ["Products", "jacobian", "products"]
+__all__ = ["Products", "at_noise_level", "jacobian", "products"]
 
 COLUMNS = 16  # tangents per pass
 
@@ -32,6 +35,27 @@ class Products:
     directions: Tensor
     images: Tensor
     weight: float
+
+
+def at_noise_level(what: str, D: Denoiser, sigma: float, cond: Any) -> Callable[[Tensor], Tensor]:
+    """A denoiser as a function of the samples alone.
+
+    Args:
+        what: Beginning of messages.
+        D: The denoiser.
+        sigma: Noise level.
+        cond: Conditions.
+
+    Returns:
+        The function; it refuses a result that has not the shape of the samples.
+    """
+
+    def denoise(y: Tensor) -> Tensor:
+        denoised = D(y, sigma, cond)
+        check_denoised(what, D, y, denoised)
+        return denoised
+
+    return denoise
 
 
 def products(f: Callable[[Tensor], Tensor], x: Tensor, n_probes: int, *, seed: int) -> Iterator[Products]:

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from balanced_rep.models import Denoiser
-from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
+from balanced_rep.models._checks import check_counts, check_denoiser, check_images, check_sigmas, resolve_layers
 from balanced_rep.models._conditions import n_rows, take_rows
 
 __all__ = ["OK", "Batch", "Direction", "Needs", "Score", "Scores", "get", "names", "register"]
@@ -233,8 +233,8 @@ class Score(ABC):
         started = time.perf_counter()
         sigma = _numbers(self.name, sigma)
         self._check_inputs(D, x, cond, reference, sigma, layers, batch_size)
-        if first < 0:
-            raise ValueError(f"{self.name}: first= is the number of a sample, at least 0, got {first}.")
+        if not isinstance(first, Integral) or first < 0:
+            raise ValueError(f"{self.name}: first= is the number of a sample, at least 0, got {first!r}.")
         n = len(x) if x is not None else n_rows(cond)
         single = not isinstance(sigma, Sequence) and ("layers" not in self.requires or isinstance(layers, str))
         if D is not None and x is not None:
@@ -264,7 +264,8 @@ class Score(ABC):
                 forwards, tangents = forwards + batch.forwards, tangents + batch.tangents
                 if on_batch is not None:
                     on_batch(len(batch))
-        joined = torch.cat(values, dim=-1) if values else torch.empty(0, dtype=torch.float64)
+        shape = (max(1, len(chosen)), len(sigmas), 0) if self.many_sigmas else (0,)
+        joined = torch.cat(values, dim=-1) if values else torch.empty(shape, dtype=torch.float64)
         if joined.ndim == 3 and single:
             joined = joined[0, 0]
         return Scores(
@@ -290,8 +291,11 @@ class Score(ABC):
             raise ValueError(f"{self.name}: {len(x)} samples and {n_rows(cond)} conditions; one each is needed.")
         if layers is not None and "layers" not in self.requires:
             raise ValueError(f"{self.name}: takes no layers.")
-        if batch_size < 1:
-            raise ValueError(f"{self.name}: batch_size must be at least 1, got {batch_size}.")
+        if sigma is not None and "sigma" not in self.requires:
+            raise ValueError(f"{self.name}: takes no noise level.")
+        if reference is not None and "reference" not in self.requires:
+            raise ValueError(f"{self.name}: takes no reference.")
+        check_counts(self.name, batch_size=batch_size)
 
     def _sigmas(self, D: Denoiser, sigma: float | Sequence[float] | None) -> tuple[float, ...]:
         if sigma is None:
@@ -301,8 +305,6 @@ class Score(ABC):
                 raise ValueError(
                     f"{self.name}: sigma= is needed, a noise level from {low:g} to {high:g} in data units."
                 )
-        elif "sigma" not in self.requires:
-            raise ValueError(f"{self.name}: takes no noise level.")
         return tuple(float(s) for s in sigma) if isinstance(sigma, Sequence) else (float(sigma),)
 
     def __repr__(self) -> str:
@@ -363,8 +365,10 @@ def get(name: str, **options: Any) -> Score:
 
     Raises:
         ValueError: If there is no such score, or an argument is out of range.
-        TypeError: If it has no such argument; names those that it has.
+        TypeError: If it has no such argument; names those that it has. If `name` is no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a score is named by a text, one of {', '.join(_REGISTRY)}; got {name!r}.")
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
         hint = f" Did you mean {', '.join(near)}?" if near else ""

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from balanced_rep.detection._calibrate import cut, selection_auc
 from balanced_rep.detection._evaluate import Comparison, Evaluation, compare, evaluate
+from balanced_rep.detection._intervals import group_numbers
 from balanced_rep.detection._score import Direction, Scores, get
 from balanced_rep.models import Denoiser
 from balanced_rep.models._conditions import n_rows, take_rows
@@ -122,14 +123,16 @@ def table1(
         The table, representation_std first.
 
     Raises:
-        ValueError: If there is nothing to judge, too few samples to cut in two, or `paper`, a method or an option is
-            unknown.
+        ValueError: If there is nothing to judge, too few samples to cut in two, samples and conditions differ in
+            number, a method that is asked for lacks something, or `paper`, a method or an option is unknown.
+        TypeError: If `methods` is no sequence of names.
     """
     x, conditions, labels = _joined(memorized, other, cond)
     if paper is not None and paper not in PAPER_TABLE_1:
         raise ValueError(f"table1: the paper has columns {', '.join(PAPER_TABLE_1)}; got {paper!r}.")
     made = {name: get(name, **given) for name, given in (options or {}).items()}
     runnable = _runnable(D, x, conditions, reference, methods)
+    groups = None if groups is None else group_numbers("table1", groups, len(labels))
     first = cut(labels, groups, 0.5, seed)
     _check_halves(labels, first, chooses="representation_std" in runnable)
     printed = PAPER_TABLE_1.get(paper or "", {})
@@ -184,7 +187,11 @@ def _joined(memorized: Any, other: Any, cond: tuple[Any, Any] | None) -> tuple[T
         raise ValueError("table1: give both memorized and other samples, or cond=(memorized, other), or all of them.")
     x = None if memorized is None else torch.cat([memorized, other])
     conditions = None if cond is None else tree_map(lambda a, b: torch.cat([a, b]), *cond)
-    sizes = (len(memorized), len(other)) if memorized is not None else tuple(n_rows(c) for c in cond or ())
+    counts = [] if memorized is None else [(len(memorized), len(other))]
+    counts += [] if cond is None else [(n_rows(cond[0]), n_rows(cond[1]))]
+    sizes = counts[0]
+    if counts[-1] != sizes:
+        raise ValueError(f"table1: samples are {sizes} in number, memorized and other, and conditions {counts[-1]}.")
     return x, conditions, torch.tensor([True] * sizes[0] + [False] * sizes[1])
 
 
@@ -213,9 +220,12 @@ def _runnable(
         "representation_std", "denoising_error", "jacobian_norm", "flipd", "nearest_reference", "noise_difference",
         "sharpness", "condition_jacobian", "nemo", "generation_density",
     )  # fmt: skip
-    if methods is not None:
-        for name in methods:
-            get(name)
+    if isinstance(methods, str):
+        raise TypeError(f"table1: methods must be a sequence of names, got {methods!r}.")
+    for name in methods or ():
+        get(name)
+        if name not in order:
+            raise ValueError(f"table1: {name} is not among the methods of the table: {', '.join(order)}.")
     found = []
     for name in order:
         needs = get(name).requires
@@ -229,6 +239,12 @@ def _runnable(
             and not (name == "condition_jacobian" and not continuous)
         ):
             found.append(name)
+    if methods and (lacking := [name for name in methods if name not in found]):
+        raise ValueError(
+            f"table1: {', '.join(f'{n} requires {sorted(get(n).requires)}' for n in lacking)}: not all of it is there. "
+            "Give what is missing (samples, conditions that are continuous for condition_jacobian, reference, a model "
+            "with a null condition or cross-attention), or leave the method out."
+        )
     return found
 
 

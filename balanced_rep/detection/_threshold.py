@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from balanced_rep.detection._intervals import group_numbers
+
 __all__ = ["Threshold", "least_calibration_size", "threshold"]
 
 
@@ -82,17 +84,18 @@ def threshold(
 
     if direction not in ("high", "low"):
         raise ValueError(f"threshold: direction must be 'high' or 'low', got {direction!r}.")
-    values = scores.detach().double().cpu().flatten() * (1 if direction == "high" else -1)
+    values = torch.as_tensor(scores).detach().double().cpu() * (1 if direction == "high" else -1)
+    if values.ndim != 1:
+        raise ValueError(f"threshold: one score per sample is needed, got shape {tuple(values.shape)}.")
     if not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
         raise ValueError(
             f"threshold: {bad} of {len(values)} calibration scores are not finite; leave those samples out."
         )
     if groups is not None:
-        index = groups.cpu().unique(return_inverse=True)[1]
-        values = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype).scatter_reduce(
-            0, index, values, "amax"
-        )
+        index = group_numbers("threshold", groups, len(values))
+        n_groups = len(index.unique())
+        values = torch.full((n_groups,), -torch.inf, dtype=values.dtype).scatter_reduce(0, index, values, "amax")
     n, least = len(values), least_calibration_size(fpr, confidence)
     if n < least:
         kind = "samples" if groups is None else "groups of samples"
