@@ -152,10 +152,10 @@ def _layers(model: Any, direction: Direction) -> tuple[nn.Module, dict[str, tupl
     for name, vector in direction.vectors.items():
         own = name if name in modules else name.removeprefix("net.")
         if own not in modules:
-            near = near_names(own, list(modules)) or list(modules)[-3:]
+            near = near_names(own, list(modules)) or [other for other in modules if other][-3:]
             raise ValueError(
-                f"steer: the model has no layer {name!r}; the direction was made with another one. It has such as "
-                f"{', '.join(near)}."
+                f"steer: the model has no layer {name!r}; the direction was made with another one. It has "
+                f"{'such as ' + ', '.join(near) if near else 'none'}."
             )
         units = _units(model, name, modules[own], direction.at[name])
         if units is not None and units != len(vector):
@@ -214,10 +214,10 @@ def levels_after(sigmas: Sequence[float], steps: Sequence[float]) -> tuple[float
     Raises:
         ValueError: If these are no two fractions in order, or no step is in between.
     """
-    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+    if not isinstance(steps, Sequence) or len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
         raise ValueError(
             "steered_samples: steps= must be two fractions of the schedule, 0 <= start < end <= 1, got "
-            f"{tuple(steps)}; a window that is empty or reversed edits nothing."
+            f"{steps}; a window that is empty or reversed edits nothing."
         )
     n = len(sigmas) - 1
     first, last = (round(share * n) for share in steps)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from balanced_rep.models import Denoiser
-from balanced_rep.models._checks import check_denoiser, check_images, check_sigmas, resolve_layers
-from balanced_rep.models._conditions import take_rows
+from balanced_rep.models._checks import check_counts, check_denoiser, check_images, check_sigmas, resolve_layers
+from balanced_rep.models._conditions import check_rows, take_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.stats import record
 
@@ -54,11 +56,18 @@ class Direction:
                     f"direction: at is one of {', '.join(get_args(Place))} and kind one of "
                     f"{', '.join(get_args(Kind))}, got {self.at[name]!r} and {self.kind[name]!r} for {name!r}."
                 )
-            if v.ndim != 1 or not v.is_floating_point() or not v.isfinite().all():
+            if not isinstance(v, Tensor) or v.ndim != 1 or not v.is_floating_point() or not v.isfinite().all():
+                got = f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
                 raise ValueError(
-                    f"direction: the vector of {name!r} must be finite floating point (units,), got {tuple(v.shape)} "
-                    f"{v.dtype}."
+                    f"direction: the vector of {name!r} must be finite floating point (units,), got {got}."
                 )
+        if not isinstance(self.sigma, Real) or not 0 <= self.sigma < math.inf:
+            raise ValueError(f"direction: sigma must be a finite number, not negative, got {self.sigma!r}.")
+        if not any(v.any() for v in self.vectors.values()):
+            raise ValueError(
+                "direction: every vector is zero, and points nowhere: are the positive and the negative samples the "
+                "same?"
+            )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} ({len(v)})" for name, v in self.vectors.items())
@@ -69,7 +78,7 @@ class Direction:
         """Sum of the squared norms over layers."""
         return float(sum(v.double().square().sum() for v in self.vectors.values()))
 
-    def only(self, layers: Sequence[str]) -> Direction:
+    def only(self, layers: str | Sequence[str]) -> Direction:
         """The same for fewer layers.
 
         Args:
@@ -81,6 +90,7 @@ class Direction:
         Raises:
             ValueError: If there is no vector for one of them.
         """
+        layers = [layers] if isinstance(layers, str) else layers
         if missing := [name for name in layers if name not in self.vectors]:
             raise ValueError(f"direction has no vector for {missing}; it has {', '.join(self.vectors)}.")
         picked = ({n: found[n] for n in layers} for found in (self.vectors, self.at, self.kind))
@@ -109,10 +119,13 @@ class Direction:
             The direction.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If the file is no direction.
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
         try:
             with safe_open(str(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -158,8 +171,13 @@ def direction(
         The direction.
 
     Raises:
-        ValueError: If a representation is not finite, there are no samples, or an input does not fit the model.
+        ValueError: If a representation is not finite, there are no samples, their means are the same, or an input does
+            not fit the model.
     """
+    check_denoiser("direction", D)
+    check_counts("direction", batch_size=batch_size)
+    if negative is None and negative_cond is not None:
+        raise ValueError("direction: negative_cond= is given, and no negative samples.")
     names = resolve_layers("direction", D, layers)
     means = unit_means(D, positive, names, sigma=sigma, cond=cond, seed=seed, batch_size=batch_size)
     if negative is not None:
@@ -193,8 +211,8 @@ def unit_means(
     Raises:
         ValueError: If there are no samples or a representation is not finite.
     """
-    check_denoiser("direction", D)
     check_images("direction", D, x)
+    check_rows("direction", cond, len(x))
     check_sigmas("direction", D, (sigma,))
     if not len(x):
         raise ValueError("direction: no samples are given.")

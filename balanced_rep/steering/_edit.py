@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from balanced_rep.models import Denoiser, denoising_path, sigma_schedule
-from balanced_rep.models._checks import check_path
-from balanced_rep.models._conditions import repeat_rows
+from balanced_rep.models._checks import check_images, check_path
+from balanced_rep.models._conditions import check_rows, repeat_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.steering._apply import as_strengths, levels_after, steer, window
 from balanced_rep.steering._direction import Direction
@@ -54,6 +54,7 @@ def steered_samples(
     """
     strengths = as_strengths("steered_samples", strengths)
     _check_batch("steered_samples", "start", D, start)
+    check_rows("steered_samples", cond, len(start))
     levels = check_path("steered_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
     per_row = torch.as_tensor(strengths, dtype=start.dtype, device=start.device).repeat_interleave(len(start))
     y, many = repeat_rows(start, len(strengths)), repeat_rows(cond, len(strengths))
@@ -89,12 +90,18 @@ def interpolated_samples(
         `(S, n, *sample_shape)`.
 
     Raises:
-        ValueError: If `sigmas` are not levels of this denoiser, the start is not such noise, or the strengths are not
-            finite numbers, at least one.
+        ValueError: If `sigmas` are not levels of this denoiser, the start is not such noise, the strengths are not
+            finite numbers, at least one, or there are not two continuous conditions for each of the n.
     """
     strengths = as_strengths("interpolated_samples", strengths)
     _check_batch("interpolated_samples", "start", D, start)
     levels = check_path("interpolated_samples", D, sigma_schedule(D, n_steps) if sigmas is None else sigmas)
+    if cond is None or target is None:
+        raise ValueError(
+            "interpolated_samples: both cond= and target= are needed; there is nothing between one and none."
+        )
+    for each in (cond, target):
+        check_rows("interpolated_samples", each, len(start))
 
     def between(a: Any, b: Any) -> Any:
         if not isinstance(a, Tensor) or not a.ndim:
@@ -139,6 +146,8 @@ def sdedit_samples(
     """
     strengths = as_strengths("sdedit_samples", strengths)
     _check_batch("sdedit_samples", "x", D, x)
+    check_images("sdedit_samples", D, x, slack=0.5)  # samples that a model has made overshoot
+    check_rows("sdedit_samples", cond, len(x))
     if not all(0 <= s <= 1 for s in strengths):
         raise ValueError(f"sdedit_samples: strengths must be between 0 and 1, got {strengths}.")
     levels = sigma_schedule(D, n_steps)

@@ -7,6 +7,7 @@ direction v:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from balanced_rep.autodiff import jvp
 from balanced_rep.models import Denoiser
-from balanced_rep.models._checks import check_sigmas
+from balanced_rep.models._checks import check_denoiser, check_sigmas
+from balanced_rep.models._conditions import check_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.steering._apply import another_width, as_strengths, steer
 from balanced_rep.steering._direction import Direction
@@ -68,7 +70,12 @@ class Response:
 
         Returns:
             `(n,)`: `share` of the way for a straight line; NaN for a curve that never rises.
+
+        Raises:
+            ValueError: If the share is not between 0 and 1.
         """
+        if not 0 < share <= 1:
+            raise ValueError(f"onset: share must be above 0 and at most 1, got {share}.")
         level = share * self.values.amax(dim=0)
         above = self.values >= level
         last = above.double().argmax(dim=0).clamp_min(1)
@@ -107,11 +114,15 @@ def response(
         The curves.
 
     Raises:
-        ValueError: If strengths and samples do not fit, there are fewer than two strengths, or one is not finite.
+        ValueError: If strengths and samples do not fit, there are fewer than two strengths, they go back and forth, or
+            one is not finite.
     """
     strengths = as_strengths("response", strengths)
     if len(strengths) != len(samples) or len(strengths) < 2:
         raise ValueError(f"response: {len(samples)} edits of {len(strengths)} strengths; at least two of each.")
+    steps = [after - before for before, after in itertools.pairwise(strengths)]
+    if not all(step > 0 for step in steps) and not all(step < 0 for step in steps):
+        raise ValueError(f"response: strengths must go one way, each once, such as (0.0, 0.5, 1.0), got {strengths}.")
     with torch.no_grad():
         values = torch.stack([project(D, direction, x, cond=cond, seed=seed).double().cpu() for x in samples])
     return Response(torch.as_tensor(strengths, dtype=torch.float64), values - values[0])
@@ -162,9 +173,14 @@ def project(D: Denoiser, direction: Direction, x: Tensor, *, cond: Any = None, s
         `(n,)`.
 
     Raises:
-        ValueError: If a layer is not in the model, or has another number of units.
+        ValueError: If a layer is not in the model, or has another number of units; or there is not a condition for each
+            sample.
+        TypeError: If `D` is no denoiser with layers that can be listened to.
     """
-    assert isinstance(D, nn.Module)
+    check_denoiser("project", D)
+    if not isinstance(D, nn.Module):
+        raise TypeError(f"project: {type(D).__name__} is no torch.nn.Module: its layers cannot be listened to.")
+    check_rows("project", cond, len(x))
     e = noise(torch.arange(len(x)), tuple(x.shape[1:]), seed=seed, draw=0, like=torch.empty(0, dtype=x.dtype))
     total: list[Tensor] = []
 
