@@ -21,7 +21,11 @@ NETWORK_PREFIXES = ("torch.nn.modules.",)
 EASY_DICTS = {("dnnlib.util", "EasyDict"), ("dnnlib", "EasyDict"), ("torch_utils.persistence", "EasyDict")}
 
 
-class ForbiddenNameError(pickle.UnpicklingError):
+class RefusedPickleError(pickle.UnpicklingError):
+    """A file that is no pickle of a network; the message says why."""
+
+
+class ForbiddenNameError(RefusedPickleError):
     """A pickle asks for a function or class that is not on the list."""
 
 
@@ -58,9 +62,14 @@ def read_pickle(file: BinaryIO) -> Any:
 
     Raises:
         ForbiddenNameError: If it names anything else; nothing has been called then that is not on the list.
-        pickle.UnpicklingError: If it is no pickle.
+        RefusedPickleError: If it is no pickle, or not a whole one.
     """
-    return _Unpickler(file).load()
+    try:
+        return _Unpickler(file).load()
+    except RefusedPickleError:
+        raise
+    except (EOFError, IndexError, pickle.UnpicklingError) as error:  # "could not find MARK"
+        raise RefusedPickleError(f"it is no pickle, or not a whole one ({error}).") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -78,13 +87,13 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside the file.")
+        raise RefusedPickleError("it refers to objects outside the file.")
 
 
 def _reconstruct(meta: Any) -> Plain:
     """What `torch_utils.persistence` makes: a class from source code, which is left where it is."""
     if not isinstance(meta, dict) or not isinstance(meta.get("class_name"), str):
-        raise pickle.UnpicklingError("a persistent object without a class name.")
+        raise RefusedPickleError("a persistent object without a class name.")
     plain = Plain()
     plain.class_name = meta["class_name"]
     state = meta.get("state")
@@ -95,10 +104,10 @@ def _reconstruct(meta: Any) -> Plain:
 def _storage(data: Any) -> Any:
     """The memory of a tensor, which torch stores as a file in the pickle."""
     if not isinstance(data, bytes):
-        raise pickle.UnpicklingError("the memory of a tensor is not bytes.")
+        raise RefusedPickleError("the memory of a tensor is not bytes.")
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.TypedStorage):
-        raise pickle.UnpicklingError(f"the memory of a tensor holds a {type(storage).__name__}.")
+        raise RefusedPickleError(f"the memory of a tensor holds a {type(storage).__name__}.")
     return storage
 
 
@@ -106,17 +115,17 @@ class _View(torch.Tensor):
     """A tensor that no later instruction can move: `Tensor.__setstate__` would enlarge its memory, unwritten."""
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a tensor is given a state after it was built.")
+        raise RefusedPickleError("a tensor is given a state after it was built.")
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """A view of a storage. That it lies inside is checked here: torch would enlarge the memory, unwritten."""
     if not isinstance(storage, torch.TypedStorage):
-        raise pickle.UnpicklingError(f"a tensor over {type(storage).__name__} instead of memory.")
+        raise RefusedPickleError(f"a tensor over {type(storage).__name__} instead of memory.")
     offset, size, stride = int(offset), tuple(map(int, size)), tuple(map(int, stride))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((0, offset, *size, *stride)) < 0 or (0 not in size and last >= storage._size()):
-        raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its memory of {storage._size()}.")
+        raise RefusedPickleError(f"a tensor of size {size} reaches beyond its memory of {storage._size()}.")
     tensor = torch.empty((0,), dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
     return tensor.as_subclass(_View)
 

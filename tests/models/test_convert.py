@@ -172,9 +172,9 @@ def evil_pickles(mark: Path) -> dict[str, tuple[bytes, str]]:
         "memory that is none": (
             b"\x80\x04ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00)))t\x52.", "a tensor over int"
         ),
-        "truncated": (pickle.dumps({"ema": [1] * 100})[:50], ""),
-        "no pickle": (b"nothing of the kind", ""),
-        "empty": (b"", ""),
+        "truncated": (pickle.dumps({"ema": [1] * 100})[:50], "it is no pickle, or not a whole one"),
+        "no pickle": (b"torch is no stack", "it is no pickle, or not a whole one"),
+        "empty": (b"", "it is no pickle, or not a whole one"),
         "a number": (pickle.dumps(5), "no tensors"),
         "memo": (b"\x80\x04]r\xff\xff\xff\xf0.", "more memory"),
         "length": (b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b".", ""),
@@ -191,7 +191,7 @@ def test_nothing_of_a_bad_file_runs(kind: str, tmp_path: Path) -> None:
         ):
             read_pickle(io.BytesIO(content))
     assert not mark.exists()
-    if kind in ("exec", "inner torch file", "truncated", "memo"):  # a process each
+    if kind in ("exec", "inner torch file", "truncated", "no pickle", "memo"):  # a process each
         (tmp_path / "bad.pkl").write_bytes(content)
         with pytest.raises(ConversionError, match=f"bad.pkl: .*{message}"):
             convert(tmp_path / "bad.pkl", tmp_path / "out")
