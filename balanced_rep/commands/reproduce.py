@@ -29,7 +29,7 @@ def reproduce(
     from rich.table import Table
 
     errors = Console(stderr=True)
-    from balanced_rep.reproduce._run import FULL_ONLY
+    from balanced_rep.reproduce._run import FULL_ONLY, experiments
 
     networks = not set(only).isdisjoint(FULL_ONLY) if only else not quick
     needed = ["sklearn", "scipy", "matplotlib"] + (["diffusers"] if networks else [])
@@ -38,13 +38,14 @@ def reproduce(
         errors.print(f"[bold red]error:[/] missing: {', '.join(missing)}. pip install 'balanced-rep\\[models]'{hint}")
         sys.exit(1)
     from balanced_rep.models._output import check_output_folder
-    from balanced_rep.reproduce import EXPERIMENTS, Settings
+    from balanced_rep.reproduce import Settings
     from balanced_rep.reproduce import reproduce as run
 
     try:
         check_output_folder(out)
-        with _progress(len(only or EXPERIMENTS)) as tell:
-            parts = run(out, Settings(quick, seed), only=only, tell=tell)
+        settings = Settings(quick, seed)
+        with _progress(len(only or experiments(settings))) as tell:
+            parts = run(out, settings, only=only, tell=tell)
     except (ValueError, OSError, ImportError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)), highlight=False)
         sys.exit(1)

@@ -105,6 +105,19 @@ class Part:
             folder: Of the run.
             fingerprint: What the part depends on.
         """
+        self.write_files(folder)
+        record = folder / "parts" / f"{self.name}.json"
+        record.parent.mkdir(exist_ok=True)
+        half = record.with_suffix(".half")
+        half.write_text(json.dumps({"fingerprint": fingerprint, **asdict(self)}, indent=1), encoding="utf-8")
+        os.replace(half, record)
+
+    def write_files(self, folder: Path) -> None:
+        """Writes tables and figures.
+
+        Args:
+            folder: Of the run.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -113,11 +126,6 @@ class Part:
                 writer.writerows(table.rows)
         for name, figure in self.figures.items():
             (folder / f"{name}.svg").write_text(figure.svg, encoding="utf-8")
-        record = folder / "parts" / f"{self.name}.json"
-        record.parent.mkdir(exist_ok=True)
-        half = record.with_suffix(".half")
-        half.write_text(json.dumps({"fingerprint": fingerprint, **asdict(self)}, indent=1), encoding="utf-8")
-        os.replace(half, record)
 
     @classmethod
     def load(cls, folder: Path, name: str, fingerprint: dict[str, Any]) -> Part | None:

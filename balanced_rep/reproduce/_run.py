@@ -20,7 +20,7 @@ from balanced_rep.reproduce._part import Part, Settings, Tell
 from balanced_rep.reproduce._steering import steering
 from balanced_rep.reproduce._theory import ablation, corollaries, sampling
 
-__all__ = ["EXPERIMENTS", "reproduce"]
+__all__ = ["EXPERIMENTS", "experiments", "reproduce"]
 
 Experiment = Callable[[Settings, Tell], Part]
 
@@ -38,6 +38,18 @@ EXPERIMENTS: dict[str, Experiment] = {
     "steering": steering,
 }
 FULL_ONLY = ("unet", "dit", "prompted_unet")
+
+
+def experiments(settings: Settings) -> list[str]:
+    """The experiments of a run.
+
+    Args:
+        settings: How it is done.
+
+    Returns:
+        Their names, in their order.
+    """
+    return [name for name in EXPERIMENTS if not (settings.quick and name in FULL_ONLY)]
 
 
 def reproduce(
@@ -62,7 +74,7 @@ def reproduce(
         ValueError: If an experiment is unknown.
     """
     settings = settings or Settings()
-    chosen = [n for n in EXPERIMENTS if not (settings.quick and n in FULL_ONLY)] if only is None else only
+    chosen = experiments(settings) if only is None else only
     if unknown := [name for name in chosen if name not in EXPERIMENTS]:
         raise ValueError(f"reproduce: there is no experiment {unknown}; known are {', '.join(EXPERIMENTS)}.")
     root = Path(folder)
@@ -72,6 +84,7 @@ def reproduce(
     done = {name: part for name in EXPERIMENTS if (part := Part.load(root, name, fingerprint)) is not None}
     for name in chosen:
         if name in done:
+            done[name].write_files(root)  # one that was removed is there again
             say(name, "kept")
             continue
         started = time.perf_counter()

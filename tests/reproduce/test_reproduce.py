@@ -98,7 +98,9 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {p.name for p in tmp_path.iterdir()} == {
         "claims.json", "index.html", "one_figure.svg", "one_table.csv", "parts", "two_figure.svg", "two_table.csv",
     }  # fmt: skip
+    (tmp_path / "two_table.csv").unlink()
     assert reproduce(tmp_path, Settings(quick=True), only=["two"])[0].name == "two"
+    assert (tmp_path / "two_table.csv").is_file()
     assert (tmp_path / "index.html").read_text().count("<h2") == 2  # what was done before stays on the page
     reproduce(tmp_path, Settings(quick=True, seed=1))  # other settings: all over again
     assert calls[3:] == ["one", "two"]
@@ -107,6 +109,19 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert calls[5:] == ["one"]
     with pytest.raises(ValueError, match="no experiment \\['three'\\]"):
         reproduce(tmp_path, only=["three"])
+
+
+def test_the_bar_counts_what_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def progress(n: int) -> None:
+        counted.append(n)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(shell, "_progress", progress)
+    for arguments in (["--quick"], ["--quick", "--only", "dose"]):
+        assert "enough" in CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)]).stderr
+    assert counted == [len(EXPERIMENTS) - 3, 1]
 
 
 def test_one_experiment_by_the_command(tmp_path: Path) -> None:
