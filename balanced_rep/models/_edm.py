@@ -125,8 +125,10 @@ def _noise_level(y: Tensor, sigma: float | Tensor) -> Tensor:
         return sigma.to(y).reshape(-1).expand(y.shape[0])
     if not isinstance(sigma, Real):
         raise TypeError(f"sigma must be a number or a tensor (batch,), got {type(sigma).__name__}.")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite, got {sigma}.")
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}.")
+    if sigma == math.inf:
+        raise ValueError(f"sigma must be finite, got {sigma}.")
     return torch.full((y.shape[0],), float(sigma), dtype=y.dtype, device=y.device)
 
 

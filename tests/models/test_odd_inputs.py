@@ -102,11 +102,11 @@ def test_noise_levels_that_are_none(models) -> None:
     with pytest.raises(ValueError, match=r"sigma=1e\+09 is outside"):
         models["unet2d"](y, np.float32(1e9))  # no float of Python
     D = EDMDenoiser(torch.nn.Identity())
-    with pytest.raises(ValueError, match="must be positive and finite, got inf"):
+    with pytest.raises(ValueError, match="sigma must be finite, got inf"):
         D(y, math.inf)
     for sigma in ("0.5", None, [0.5]):
         for model in (D, models["unet2d"]):
-            with pytest.raises(TypeError, match=r"sigma must be a number or a tensor \(batch,\), got|a noise level is one number for all samples, got"):
+            with pytest.raises(TypeError, match=r"sigma must be a number or a tensor|a noise level is one number for"):
                 model(y, sigma)
 
 
