@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from balanced_rep.autodiff import jvp
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sigma_schedule
+from balanced_rep.models._checks import check_counts
 from balanced_rep.models._conditions import expand_rows, n_rows, take_rows
 from balanced_rep.models._noise import noise
 
@@ -123,6 +124,7 @@ class NoiseDifference(_Conditional):
             raise ValueError(
                 f"noise_difference: 1 <= n_steps <= n_total and n_draws >= 1, got {n_steps}, {n_total}, {n_draws}."
             )
+        check_counts(self.name, n_steps=n_steps, n_total=n_total, n_draws=n_draws)
         self.n_steps, self.guidance, self.n_total, self.n_draws = n_steps, guidance, n_total, n_draws
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:

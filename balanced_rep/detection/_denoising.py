@@ -8,6 +8,7 @@ from torch import Tensor
 from balanced_rep.detection._products import at_noise_level
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_counts
 from balanced_rep.models._noise import noise
 
 __all__ = ["DenoisingError"]
@@ -32,10 +33,9 @@ class DenoisingError(Score):
             n_draws: Noise draws per sample, averaged.
 
         Raises:
-            ValueError: If it is below 1.
+            ValueError: If it is below 1, or no whole number.
         """
-        if n_draws < 1:
-            raise ValueError(f"denoising_error: n_draws must be at least 1, got {n_draws}.")
+        check_counts(self.name, n_draws=n_draws)
         self.n_draws = n_draws
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:

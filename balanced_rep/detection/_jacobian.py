@@ -15,6 +15,7 @@ from balanced_rep.detection._products import at_noise_level, jacobian, products
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.linalg import jacobian_spectrum
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_counts
 from balanced_rep.models._conditions import take_rows
 from balanced_rep.models._noise import noise
 
@@ -51,8 +52,7 @@ class JacobianNorm(Score):
         Raises:
             ValueError: If `n_probes` is below 1.
         """
-        if n_probes < 1:
-            raise ValueError(f"jacobian_norm: n_probes must be at least 1, got {n_probes}.")
+        check_counts(self.name, n_probes=n_probes)
         self.n_probes, self.noisy = n_probes, noisy
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:
@@ -102,6 +102,7 @@ class JacobianRank(Score):
             raise ValueError(
                 f"jacobian_rank: kind must be 'effective' or 'stable' and n_probes >= 2, got {kind!r}, {n_probes}."
             )
+        check_counts(self.name, n_probes=n_probes)
         self.kind, self.n_probes, self.noisy = kind, n_probes, noisy
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:
@@ -171,8 +172,7 @@ class FLIPD(Score):
         Raises:
             ValueError: If it is below 1.
         """
-        if n_probes < 1:
-            raise ValueError(f"flipd: n_probes must be at least 1, got {n_probes}.")
+        check_counts(self.name, n_probes=n_probes)
         self.n_probes = n_probes
 
     def compute(self, D: Denoiser, batch: Batch) -> Tensor:

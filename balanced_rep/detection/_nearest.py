@@ -10,6 +10,7 @@ from torch import Tensor
 
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser, sample
+from balanced_rep.models._checks import check_counts
 from balanced_rep.models._conditions import take_rows
 
 __all__ = ["GenerationDensity", "NearestReference", "tiled_distance"]
@@ -75,6 +76,7 @@ class GenerationDensity(Score):
                 "generation_density: n_images >= 2, n_steps >= 1, tiles >= 1 and reduce 'mean' or 'min', got "
                 f"{n_images}, {n_steps}, {tiles} and {reduce!r}."
             )
+        check_counts(self.name, n_images=n_images, n_steps=n_steps, tiles=tiles)
         self.n_images, self.n_steps, self.guidance = n_images, n_steps, guidance
         self.tiles, self.reduce = tiles, reduce
 
@@ -123,6 +125,7 @@ class NearestReference(Score):
         """
         if k < 1 or not alpha > 0:
             raise ValueError(f"nearest_reference: k must be at least 1 and alpha positive, got {k} and {alpha}.")
+        check_counts(self.name, k=k)
         self.k, self.alpha = k, alpha
 
     def prepare(self, D: Denoiser | None, reference: Any) -> Tensor:

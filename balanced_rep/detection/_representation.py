@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from balanced_rep.detection._score import Batch, Score, register
 from balanced_rep.models import Denoiser
+from balanced_rep.models._checks import check_counts
 from balanced_rep.models._conditions import repeat_rows
 from balanced_rep.models._noise import noise
 from balanced_rep.stats import RepresentationStats, record
@@ -51,6 +52,7 @@ class RepresentationStd(Score):
                 f"representation_std: pool must be 'max', 'mean' or None, n_draws at least 1 and statistic one of "
                 f"{', '.join(get_args(Statistic))}; got {pool!r}, {n_draws} and {statistic!r}."
             )
+        check_counts(self.name, n_draws=n_draws)
         self.pool: Literal["max", "mean"] | None = pool
         self.statistic, self.n_draws = statistic, n_draws
 

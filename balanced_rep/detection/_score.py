@@ -227,7 +227,8 @@ class Score(ABC):
             The scores. A sample whose activations or score are not finite has no score but a status.
 
         Raises:
-            TypeError: If `D` is no denoiser, or `sigma` holds something other than numbers.
+            TypeError: If `D` is no denoiser, `sigma` holds something other than numbers, or a score of your own returns
+                something other than a number for each sample.
             ValueError: If something that the score requires is missing, or an input does not fit the model.
         """
         started = time.perf_counter()
@@ -256,7 +257,14 @@ class Score(ABC):
                         bad = ~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)
                         batch.fail(bad, "what is to be scored is not finite")
                         lost |= bad.cpu()
-                value = self.compute(D, batch).double().cpu()  # pyright: ignore[reportArgumentType]
+                value = self.compute(D, batch)  # pyright: ignore[reportArgumentType]
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                if not isinstance(shape, tuple) or len(shape) not in (1, 3) or shape[-1] != len(batch):
+                    raise TypeError(
+                        f"{self.name}: compute must return a tensor (b,) or (layers, sigmas, b) for b = {len(batch)} "
+                        f"samples, got {shape}."
+                    )
+                value = value.double().cpu()
                 batch.fail(~value.isfinite().reshape(-1, len(batch)).all(dim=0), "the score is not finite")
                 value = value.where(value.isfinite() & ~lost, torch.nan)
                 values.append(value)

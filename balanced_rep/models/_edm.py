@@ -51,11 +51,15 @@ class EDMDenoiser(nn.Module):
             sigma_range: Noise levels the network was trained for.
 
         Raises:
-            ValueError: `sigma_data` is not positive, or `layers` names a module that is not there.
+            ValueError: `sigma_data` is not positive, a range is reversed, or `layers` names a module that is not there.
         """
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"EDMDenoiser: sigma_data must be positive, got {sigma_data}.")
+        if not data_range[0] < data_range[1] or not 0 <= sigma_range[0] <= sigma_range[1]:
+            raise ValueError(
+                f"EDMDenoiser: ranges go from the smallest to the largest, got {data_range} and {sigma_range}."
+            )
         self.net = net
         self.sigma_data = float(sigma_data)
         self.data_range = data_range

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balanced_rep.models._checks import check_path
+from balanced_rep.models._checks import check_counts, check_path
 from balanced_rep.models._conditions import check_rows, take_rows
 from balanced_rep.models._noise import start_noise
 from balanced_rep.models._protocol import Denoiser
@@ -55,14 +55,18 @@ def sigma_schedule(D: Denoiser, n_steps: int, *, rho: float = 7.0, sigma_max: fl
         The levels, decreasing, the last one 0.
 
     Raises:
-        ValueError: If `n_steps` is below 1, or the denoiser has no finite largest level and none is given.
+        ValueError: If `n_steps` is below 1, `rho` is not positive, or the denoiser has no finite largest level and none
+            is given.
     """
+    check_counts("sigma_schedule", n_steps=n_steps)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"sigma_schedule: rho must be positive and finite, got {rho}.")
     low, high = D.sigma_range
     high = high if sigma_max is None else sigma_max
-    if n_steps < 1 or not math.isfinite(high) or not 0 < low <= high:
+    if not math.isfinite(high) or not 0 < low <= high:
         raise ValueError(
-            f"sigma_schedule: need n_steps >= 1 and 0 < smallest <= largest noise level, both finite, got {n_steps} "
-            f"steps from {high} to {low}; give sigma_max="
+            f"sigma_schedule: need 0 < smallest <= largest noise level, both finite, got {low} and {high}; give "
+            "sigma_max="
         )
     ends = high ** (1 / rho), low ** (1 / rho)
     steps = max(1, n_steps - 1)

@@ -99,6 +99,37 @@ def test_the_stable_rank_of_one_broken_sample_does_not_stop_the_others(x: Tensor
     assert not score(Wrapped(lambda d: d * math.nan), x, sigma=0.1).ok.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        *((name, "n_draws") for name in ("representation_std", "denoising_error", "noise_difference")),
+        *((name, "n_probes") for name in ("jacobian_norm", "jacobian_rank", "flipd")),
+        *(("generation_density", option) for option in ("n_images", "n_steps", "tiles")),
+        ("nearest_reference", "k"),
+    ],
+)
+def test_numbers_of_things_are_whole(name: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {option} must be at least 1, a whole number, got 2.5"):
+        detection.get(name, **{option: 2.5})
+
+
+def test_a_score_of_ones_own_that_returns_something_else(x: Tensor) -> None:
+    class Own(detection.Score):
+        name, formula, source, cost = "own", "", "", ""
+        requires, direction = frozenset({"model", "samples", "sigma"}), "high"
+
+        def __init__(self, result: Any) -> None:
+            self.result = result
+
+        def compute(self, D: Any, batch: detection.Batch) -> Any:
+            return self.result
+
+    assert Own(torch.zeros(8))(INNER, x, sigma=0.1).values.shape == (8,)
+    for result, got in ((torch.zeros(8, 1), r"\(8, 1\)"), (torch.zeros(1), r"\(1,\)"), (3.0, "float")):
+        with pytest.raises(TypeError, match=rf"own: compute must return a tensor \(b,\) or .* for b = 8 .*, got {got}"):
+            Own(result)(INNER, x, sigma=0.1)
+
+
 def test_no_samples_have_the_shape_of_some(x: Tensor) -> None:
     for name, rows in (("representation_std", 6), ("denoising_error", 1)):
         none = detection.get(name)(INNER, x[:0], sigma=[0.1, 0.2])

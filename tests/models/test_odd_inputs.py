@@ -104,6 +104,12 @@ def test_noise_levels_that_are_none(models) -> None:
     D = EDMDenoiser(torch.nn.Identity())
     with pytest.raises(ValueError, match="sigma must be finite, got inf"):
         D(y, math.inf)
+    for ranges in ({"data_range": (1.0, -1.0)}, {"sigma_range": (80.0, 0.002)}, {"data_range": (math.nan, 1.0)}):
+        with pytest.raises(ValueError, match="ranges go from the smallest to the largest"):
+            EDMDenoiser(torch.nn.Identity(), **ranges)  # pyright: ignore[reportArgumentType]
+    for rho in (0.0, -7.0, math.nan):
+        with pytest.raises(ValueError, match="rho must be positive and finite"):
+            br.models.sigma_schedule(D, 5, rho=rho)
     for sigma in ("0.5", None, [0.5]):
         for model in (D, models["unet2d"]):
             with pytest.raises(TypeError, match=r"sigma must be a number or a tensor|a noise level is one number for"):
