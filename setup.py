@@ -62,7 +62,7 @@ class BuildClib(build_clib):
 
 
 PARTS = ("kernels", "jvp")  # statistics, and functions with tangents
-NAMES = ("isa", "jvp", "krylov_product", "moments", "orthonormalise", "reduction", "sketches")
+NAMES = ("isa", "jvp", "krylov_product", "krylov_space", "moments", "orthonormalise", "reduction", "sketches")
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/bindings_jvp.cpp",

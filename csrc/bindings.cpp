@@ -144,6 +144,29 @@ PYBIND11_MODULE(_C, m) {
       "x y^T or x y of float64 matrices (batch, rows, inner), into out (batch, rows, columns).");
 
   m.def(
+      "krylov_space",
+      [](std::uintptr_t matrix, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t width,
+         int64_t rounds, std::uintptr_t basis, const std::vector<int64_t>& basis_strides, std::uintptr_t images,
+         const std::vector<int64_t>& images_strides, std::uintptr_t done, int n_threads) {
+        if (shape.size() != 3 || strides.size() != 3 || basis_strides.size() != 2 || images_strides.size() != 2) {
+          throw std::invalid_argument(
+              "krylov_space: three sizes, three strides and two of basis and images are needed");
+        }
+        br::KrylovSpaceTask task = {};
+        task.m = at<const float>(matrix);
+        task.batch = shape[0], task.rows = shape[1], task.columns = shape[2];
+        task.batch_stride = strides[0], task.row_stride = strides[1], task.column_stride = strides[2];
+        task.width = width, task.rounds = rounds;
+        task.basis = at<double>(basis), task.images = at<double>(images);
+        task.basis_batch_stride = basis_strides[0], task.basis_row_stride = basis_strides[1];
+        task.images_batch_stride = images_strides[0], task.images_row_stride = images_strides[1];
+        task.done = at<bool>(done);
+        py::gil_scoped_release nogil;
+        br::krylov_space(task, n_threads);
+      },
+      "All blocks of the Krylov spaces of float32 (batch, rows, columns) behind the first, and their images.");
+
+  m.def(
       "orthonormalise",
       [](std::uintptr_t w, const std::vector<int64_t>& shape, std::uintptr_t basis, int64_t held,
          const std::vector<int64_t>& basis_strides, std::uintptr_t out, std::uintptr_t done, int n_threads) {

@@ -120,6 +120,21 @@ class Space:
         self._known = min(self._known, self.size)  # a restart has cut rows whose products were known
         self.size = new.stop
 
+    def fill(self, M: Dense, R: Tensor, rounds: int) -> Tensor:
+        """Makes this the space of ``rounds`` blocks from R on, in one call of C++.
+
+        Returns:
+            Which of the matrices it is done for, ``(B,)``.
+        """
+        self._reserve(R, M.long)
+        assert self._R is not None
+        assert self._Z is not None
+        self.size, self._known = rounds * R.shape[1], 0
+        self.basis[:, : R.shape[1]] = R
+        self.basis[:, R.shape[1] :, M.short :] = 0
+        self.images[..., M.long :] = 0
+        return M.krylov_space(self.basis, self.images, R.shape[1])
+
     def room(self, R: Tensor, long: int) -> Tensor:
         """Memory ``(B, b, long)`` for images of the rows that come next; what lies there is not copied to append it."""
         self._reserve(padded(R), long)
@@ -230,6 +245,11 @@ def search(
         return gaussian(items, block, M.short, seed=seed, stream=stream, dtype=wide)
 
     R = orthonormalise(draw(0), None, lambda: draw(1))
+    if tol is None and isinstance(M, Dense) and M.has_kernel(R[..., : M.short]):
+        parts, remaining = _in_one_call(M, R, keep, rounds)
+        if not len(remaining):
+            return _merged(parts)
+        R, M, items, open_ = R[remaining], M.select(remaining), items[remaining], open_[remaining]
     for r in range(1, rounds + 1):
         rows, W = R[..., : M.short], None
         if not isinstance(M, Dense):
@@ -261,6 +281,18 @@ def search(
                 total = total[stay] if total is not None else None
         R = orthonormalise(M.adjoint(Z) if W is None else W, space.basis, functools.partial(draw, r + 1))
     return _merged(parts)
+
+
+def _in_one_call(M: Dense, R: Tensor, keep: int, rounds: int) -> tuple[list[Found], Tensor]:
+    """Triples from all rounds, and the numbers of matrices of which rows came out too near to dependent for that."""
+    space = Space(R.shape[1] * rounds)
+    done = space.fill(M, R, rounds)
+    index, rest = done.nonzero().squeeze(-1), (~done).nonzero().squeeze(-1)
+    if not len(index):
+        return [], rest
+    Uh, S, Vh, tail = (space.select(index) if len(rest) else space).triples(keep, M.dtype)
+    last = torch.full_like(index, rounds)
+    return [Found(index, Uh[..., : M.long], S, Vh[..., : M.short], tail, last, last > 0)], rest
 
 
 def _settled(space: Space, k: int, before: Tensor | None, total: Tensor | None, tol: float) -> tuple[Tensor, Tensor]:

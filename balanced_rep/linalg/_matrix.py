@@ -157,6 +157,21 @@ class Dense:
         Z = self.forward(R)
         return Z, self.adjoint(Z)
 
+    def krylov_space(self, basis: Tensor, images: Tensor, width: int) -> Tensor:
+        """All blocks of ``width`` rows behind the first, ``(B, l, short or more)``, and ``(B, l, long or more)``.
+
+        Args:
+            basis: Rows of V, padded; only the first block is there.
+            images: Memory for those of M V.
+            width: Of a block.
+
+        Returns:
+            Which of the matrices are done, ``(B,)``.
+        """
+        from balanced_rep.ops._cpp import krylov_space  # the extension: not before it is needed
+
+        return krylov_space(self._rows(), basis, images, width)
+
     def has_kernel(self, rows: Tensor) -> bool:
         """Whether products with these rows are those of :mod:`balanced_rep.ops.krylov_product`."""
         return (

@@ -16,6 +16,7 @@ __all__ = [
     "energy_entropy",
     "extension",
     "krylov_product",
+    "krylov_space",
     "log_histogram",
     "moments",
     "orthonormalise",
@@ -99,6 +100,27 @@ def thin_products(m: Tensor, v: Tensor | None, z: Tensor, w: Tensor | None) -> N
         m.data_ptr(), m.shape, m.stride(), z.shape[1], 0 if v is None else v.data_ptr(),
         z.data_ptr(), z.stride()[:2], v is None, 0 if w is None else w.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+
+
+def krylov_space(m: Tensor, basis: Tensor, images: Tensor, width: int) -> Tensor:
+    """Blocks of an orthonormal basis of the Krylov space of ``M^T M``, and their images, behind the first.
+
+    Args:
+        m: float32 ``(B, rows, columns)``; rows or columns lie in one piece.
+        basis: float64 ``(B, rounds * width, n)``, rows behind each other, n at least ``columns`` and a multiple of 8.
+            Of the first ``width`` rows it is taken, into the others it is written; what is behind ``columns`` is zero.
+        images: float64 ``(B, rounds * width, rows or more)``: ``basis M^T`` is written there.
+        width: Rows of a block.
+
+    Returns:
+        Which of the matrices are done, bool ``(B,)``: not where a block was too near to dependent for a Cholesky factor.
+    """
+    done = _empty((m.shape[0],), torch.bool)
+    extension().krylov_space(
+        m.data_ptr(), m.shape, m.stride(), width, basis.shape[1] // width, basis.data_ptr(), basis.stride()[:2],
+        images.data_ptr(), images.stride()[:2], done.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return done
 
 
 def double_products(x: Tensor, y: Tensor, out: Tensor, *, transposed: bool, add: bool = False) -> None:

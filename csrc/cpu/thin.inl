@@ -98,7 +98,8 @@ void thin_transposed(const Real* x, int64_t row, int64_t rows, const Real* y, in
     }
     for (; r < rows; ++r) {
       for (int64_t c = 0; c < width; c += kFour) {
-        thin_dots<Real, 1>(x + r * row + k, row, y + c * lead + k, lead, some, out + r * stride + c, stride, k > 0, x + r * row + k);
+        thin_dots<Real, 1>(x + r * row + k, row, y + c * lead + k, lead, some, out + r * stride + c, stride, k > 0,
+                           x + r * row + k);
       }
     }
   }

@@ -52,6 +52,20 @@ struct OrthonormaliseTask {
 };
 void orthonormalise(const OrthonormaliseTask& task, int n_threads);
 
+// Blocks of an orthonormal basis of the Krylov space of M^T M, and their images: block r + 1 is what M^T M times block r
+// adds to those before.
+struct KrylovSpaceTask {
+  const float* m;  // as in KrylovTask
+  int64_t batch, rows, columns;
+  int64_t batch_stride, row_stride, column_stride;
+  int64_t width, rounds;
+  double* basis;   // (batch, rounds * width, basis_row_stride): rows of V, padded with zeros; block 0 is given
+  double* images;  // (batch, rounds * width, images_row_stride): rows of M V
+  int64_t basis_batch_stride, basis_row_stride, images_batch_stride, images_row_stride;
+  bool* done;  // (batch): no where a block could not be made orthonormal
+};
+void krylov_space(const KrylovSpaceTask& task, int n_threads);
+
 // Sum of n floats at the speed of memory: the benchmarks' yardstick, no statistic.
 float read_test(const float* x, int64_t n, int n_threads);
 
