@@ -174,9 +174,10 @@ def make_plan(
         rounds = NARROW_ROUNDS if narrow else ROUNDS
     else:
         rounds = most // 2  # beyond that, everything costs less than more rounds
-    rounds = min(options.rounds or max(rounds, enough + 1), most)
-    rounds = max(rounds, min(enough, most))
-    exact = k == 0 or enough > most or (not asked and (short <= 4 * width or 5 * k > short))
+    rounds = max(options.rounds or max(rounds, enough + 1), enough)
+    over = options.rounds is not None and options.tol is None and rounds * block > short  # all of it, and more
+    exact = k == 0 or enough > most or over or (not asked and (short <= 4 * width or 5 * k > short))
+    rounds = min(rounds, most)
     low = None
     if dtype == torch.float32 and options.precision != "full":
         reaches = options.tol is None or options.tol >= LOW_TOL
@@ -192,7 +193,8 @@ def _has_kernel(dtype: torch.dtype, device: torch.device, block: int, columns: b
 
     It reads a float32 matrix once for two products, in less time than two with a bfloat16 copy take, and products with
     8 vectors take half the time of those with 16, which no BLAS library gives. Half as wide blocks of twice their
-    number then are more accurate for the same work.
+    number then are more accurate for the same work. A forced backend changes nothing here: backends are to be compared
+    on the same rounds.
 
     Args:
         dtype: Of the matrix.

@@ -124,11 +124,11 @@ def product(X: Tensor, Y: Tensor) -> Tensor:
 
 def _is_thin(X: Tensor, Y: Tensor) -> bool:
     return (
-        X.dtype == torch.float64
+        X.dtype == Y.dtype == torch.float64
         and X.device.type == "cpu"
         and min(X.shape[1], Y.shape[-1]) <= THIN
         and 1 in Y.stride()[1:]
-        and not (X.is_neg() or Y.is_neg())
+        and not (X.is_neg() or Y.is_neg() or (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)))
         and has_extension()
     )
 
@@ -245,7 +245,7 @@ def _by_cholesky(W: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _orthonormalise(W: Tensor, basis: Tensor | None, spare: Callable[[], Tensor]) -> Tensor:
-    """The same for padded rows of any rank, by eigenvectors of the Gram matrix; W is overwritten."""
+    """The same for padded rows of any rank, by eigenvectors of the Gram matrix."""
     W = _project_out(_unit_rows(W), basis)
     values, vectors = eigh_descending(product(W, W.mH))
     alive = values > DEPENDENT**2
@@ -275,7 +275,7 @@ def _project_out(W: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return W
     inside = product(W, basis.mH)
-    if not _is_thin(inside, basis):
+    if basis.stride(-1) != 1 or not _is_thin(inside, basis):
         return W - product(inside, basis)
     _double_products(inside.neg_(), basis, W, transposed=False, add=True)
     return W

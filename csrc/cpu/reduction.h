@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <exception>
 
 #include "balanced_rep/ops.h"
 
@@ -24,17 +25,26 @@ inline int useful_threads(int64_t n_elements, int64_t n_items, int n_threads) {
       std::max<int64_t>(1, std::min({int64_t{n_threads}, n_items, n_elements / kElementsPerThread})));
 }
 
-// run(first, last) over [0, n) in contiguous shares.
+// run(first, last) over [0, n) in contiguous shares. What it throws, which may be that memory is out, is thrown here:
+// it must not leave the threads.
 template <class Run>
 void in_parallel(int64_t n, int threads, Run run) {
   if (threads <= 1) {
     run(int64_t{0}, n);
     return;
   }
+  std::exception_ptr error;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t)
-    run(n / threads * t + std::min<int64_t>(t, n % threads),
-        n / threads * (t + 1) + std::min<int64_t>(t + 1, n % threads));
+  for (int t = 0; t < threads; ++t) {
+    try {
+      run(n / threads * t + std::min<int64_t>(t, n % threads),
+          n / threads * (t + 1) + std::min<int64_t>(t + 1, n % threads));
+    } catch (...) {
+#pragma omp critical(balanced_rep_error)
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace balanced_rep
