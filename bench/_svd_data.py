@@ -181,3 +181,10 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Tensor, columns: int | None = Non
         tangents = br.jvp(f, x, unit.view(-1, *x.shape))[1]
         parts.append(tangents.flatten(1))
     return torch.cat(parts).mT.contiguous()
+
+
+def best_error(A: Tensor, k: int) -> Tensor:
+    """Frobenius error of the best approximation."""
+    short = A.double() if A.shape[-2] >= A.shape[-1] else A.double().mT
+    theta = torch.linalg.eigvalsh(short.mT @ short).clamp_min(0)
+    return theta[..., :-k].sum(-1).sqrt()

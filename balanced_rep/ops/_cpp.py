@@ -113,7 +113,8 @@ def krylov_space(m: Tensor, basis: Tensor, images: Tensor, width: int) -> Tensor
         width: Rows of a block.
 
     Returns:
-        Which of the matrices are done, bool ``(B,)``: not where a block was too near to dependent for a Cholesky factor.
+        Which of the matrices are done, bool ``(B,)``: not where the rows of a block were too near to
+            dependent ones for a Cholesky factor.
     """
     done = _empty((m.shape[0],), torch.bool)
     extension().krylov_space(
