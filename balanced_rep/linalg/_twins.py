@@ -109,12 +109,17 @@ def randomized_svd_sklearn(
         U, s, Vt.
 
     Raises:
-        ValueError: If a number is negative.
-        TypeError: If one is no integer, or M neither an array nor a matrix.
+        ValueError: If a number is negative, or M has not two dims.
+        TypeError: If one is no integer, M neither an array nor a matrix, or ``random_state`` no source of randomness.
     """
     if not hasattr(M, "shape"):
         raise TypeError(
             f"randomized_svd_sklearn: M is {type(M).__name__}; an array or a sparse matrix is needed: numpy.asarray(M)"
+        )
+    if len(M.shape) != 2:
+        raise ValueError(
+            f"randomized_svd_sklearn: M has shape {tuple(M.shape)}; one matrix (m, n) is needed: randomized_svd takes "
+            "batches"
         )
     k = as_integer("randomized_svd_sklearn: n_components", n_components, 0)
     if isinstance(n_iter, str) and n_iter == "auto":
@@ -176,5 +181,10 @@ def _seed(random_state: Any) -> int:
         return secrets.randbits(63)
     if isinstance(random_state, numbers.Integral):
         return int(random_state) % 2**64
-    draw = getattr(random_state, "integers", None) or random_state.randint
+    draw = getattr(random_state, "integers", None) or getattr(random_state, "randint", None)
+    if draw is None:
+        raise TypeError(
+            f"randomized_svd_sklearn: random_state={random_state!r}; an integer, a numpy.random.Generator or "
+            "RandomState, or None is needed"
+        )
     return int(draw(2**31))

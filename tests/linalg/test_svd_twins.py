@@ -109,6 +109,19 @@ def test_no_number_that_counts_is_cut_to_an_integer(call, name):
         call(normal(90, 70))
 
 
+def test_scikit_learns_takes_one_matrix():
+    """Found once: a cubic batch came back with its left vectors mixed up, without a word."""
+    for M in (normal(3, 3, 3), np.ones((2, 5, 4)), np.ones(5), np.float64(3)):
+        with pytest.raises(ValueError, match=r"M has shape \(.*\); one matrix \(m, n\) is needed"):
+            randomized_svd_sklearn(M, 2)
+
+
+@pytest.mark.parametrize("bad", ["0", 1.5, np.random.SeedSequence(0), torch.Generator()], ids=str)
+def test_a_source_of_randomness_is_needed(bad):
+    with pytest.raises(TypeError, match=r"random_state=(?s:.*); an integer, a numpy\.random\.Generator or RandomState"):
+        randomized_svd_sklearn(normal(90, 70).numpy(), 2, random_state=bad)
+
+
 def test_what_is_no_tensor_is_named():
     """Found once: a list had no attribute 'shape', and a numpy array none of the name 'mH'."""
     X = normal(90, 70)
