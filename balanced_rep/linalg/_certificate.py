@@ -21,9 +21,11 @@ from torch import Tensor
 from balanced_rep.linalg._matrix import Dense
 from balanced_rep.linalg._small import double, product, real
 
-__all__ = ["PROBES", "by_difference", "by_probes", "certified", "lower_tail"]
+__all__ = ["PROBES", "by_difference", "by_probes", "certified", "concentration", "lower_tail"]
 
 PROBES = 10
+TIGHT = 64  # eps of float32 in the share of the error, from which on norms alone tell it
+CONCENTRATED = 10  # times that, where one entry of every image holds the energy: nothing averages its rounding
 RISK = 1e-3  # that a bound from probes does not hold
 
 
@@ -48,8 +50,29 @@ def by_difference(
     share = 1 - S.square().sum(-1) / torch.where(norm_squared > 0, norm_squared, 1.0)
     share = torch.where(norm_squared > 0, share.clamp_min(0), 0.0)
     eps = torch.finfo(dtype).eps * (torch.ones_like(share) if amplified is None else amplified)
-    tight = (share >= 64 * eps) | (norm_squared == 0)
+    tight = (share >= TIGHT * eps) | (norm_squared == 0)
     return torch.where(tight, share, share + 8 * eps).sqrt(), tight
+
+
+def concentration(norm_squared: Tensor, S: Tensor, Uh: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Factors by which norms are less accurate, for matrices most of whose energy is in one row of the long side.
+
+    Args:
+        norm_squared: Squared norms ``(B,)``.
+        S: Singular values ``(B, k)``.
+        Uh: Left vectors ``(B, k, long)``.
+        dtype: Precision of the last pass.
+
+    Returns:
+        Factors ``(B,)``, or None where they would not matter.
+    """
+    energy = S.square()
+    if bool((norm_squared - energy.sum(-1) > (1 + CONCENTRATED) * TIGHT * torch.finfo(dtype).eps * norm_squared).all()):
+        return None
+    held = (
+        (Uh.abs().square() * energy.unsqueeze(-1)).sum(-2).amax(-1) if S.shape[-1] else torch.zeros_like(norm_squared)
+    )
+    return 1 + CONCENTRATED * held / torch.where(norm_squared > 0, norm_squared, 1.0)
 
 
 @functools.cache

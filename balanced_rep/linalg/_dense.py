@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from balanced_rep.linalg._certificate import by_difference, certified
+from balanced_rep.linalg._certificate import by_difference, certified, concentration
 from balanced_rep.linalg._exact import exact_triples
 from balanced_rep.linalg._krylov import Found, Space, search
 from balanced_rep.linalg._matrix import Dense, exponent_outside, is_turned, scaled_by, survey
@@ -87,8 +87,12 @@ def _decompose(A: Tensor, first: int, plan: Plan, options: Options, lead: torch.
     if options.center and m:
         A = A - A.to(double(dtype)).mean(-2, keepdim=True).to(dtype)
     seen = survey(A)
-    if options.check_finite and not bool(seen.finite.all()):
-        bad = int((~seen.finite).nonzero()[0]) + first
+    broken = (~seen.finite).nonzero().squeeze(-1)
+    if len(broken) and not options.check_finite:  # LAPACK would refuse the whole batch
+        A = A.index_fill(0, broken, 0)
+        seen = survey(A)
+    elif len(broken):
+        bad = int(broken[0]) + first
         place = "" if not lead else f"[{', '.join(str(int(i)) for i in torch.unravel_index(torch.tensor(bad), lead))}]"
         raise ValueError(f"randomized_svd: A{place} holds NaN or infinity (check_finite=False to go on)")
     exponent = exponent_outside(seen.absmax, dtype)
@@ -109,7 +113,18 @@ def _decompose(A: Tensor, first: int, plan: Plan, options: Options, lead: torch.
     if scaled and options.check_finite and not bool(S.isfinite().all()):
         raise ValueError(f"randomized_svd: the largest singular value is out of the range of {dtype}; scale A down")
     part.U, part.S, part.Vh = left.mH, S, right
+    if len(broken):
+        _give_up(part, broken)
     return part
+
+
+def _give_up(part: _Part, broken: Tensor) -> None:
+    """NaN for the matrices that hold some."""
+    for name in ("U", "S", "Vh", "rel_error"):
+        setattr(part, name, getattr(part, name).index_fill(0, broken, torch.nan))
+    for name in ("rank", "tight", "converged"):
+        setattr(part, name, getattr(part, name).index_fill(0, broken, 0))
+    part.notes = (*part.notes, f"{len(broken)} of {len(part.S)} hold NaN or infinity: so do their triples")
 
 
 def _exact(M: Dense, plan: Plan) -> _Part:
@@ -157,7 +172,8 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
             f"{len(index)} of {M.batch} exactly in the end: their spectra are too flat for tol={options.tol}",
         )
     assert M.norm_squared is not None
-    error, tight = by_difference(M.norm_squared, found.S, M.dtype)
+    factors = concentration(M.norm_squared, found.S, found.Uh, M.dtype)
+    error, tight = by_difference(M.norm_squared, found.S, M.dtype, factors)
     whole = torch.ones_like(passes)
     return _Part(
         found.Uh, found.S, found.Vh, whole, error, tight, found.converged, found.rounds, passes, "krylov", notes

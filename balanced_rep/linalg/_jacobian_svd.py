@@ -16,7 +16,7 @@ from balanced_rep.linalg._dense import clamp_note, dense_svd
 from balanced_rep.linalg._jacobian_products import Products
 from balanced_rep.linalg._jacobian_search import JacobianProgress, Settings, Triples, search_jacobian
 from balanced_rep.linalg._operator import JacobianOperator
-from balanced_rep.linalg._plan import Options, as_integer
+from balanced_rep.linalg._plan import Options, as_integer, as_share
 from balanced_rep.linalg._result import ConvergenceWarning, SVDInfo, SVDResult
 from balanced_rep.linalg._small import positive_pivots
 
@@ -126,8 +126,7 @@ def is_formed(n: int, k: int) -> bool:
 def _check(mode: str, tol: float, precision: str, progress: Callable[..., object] | None) -> None:
     if mode not in MODES:
         raise ValueError(f"jacobian_svd: mode={mode!r}; known are {', '.join(map(repr, MODES))}")
-    if not 0 < tol < 1:
-        raise ValueError(f"jacobian_svd: tol={tol}; expected is a number between 0 and 1")
+    as_share("jacobian_svd: tol", tol)
     if precision not in ("full", "bfloat16"):
         raise ValueError(f"jacobian_svd: precision={precision!r}; known are 'full' and 'bfloat16'")
     if progress is not None and not callable(progress):

@@ -13,7 +13,7 @@ import torch
 from balanced_rep.kernels._supports import MAX_WIDTH
 from balanced_rep.ops._registry import missing
 
-__all__ = ["Options", "Plan", "as_integer", "full_precision", "has_bfloat16", "make_plan"]
+__all__ = ["Options", "Plan", "as_integer", "as_share", "full_precision", "has_bfloat16", "make_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
@@ -48,6 +48,32 @@ def as_integer(what: str, value: Any, least: int, hint: str = "") -> int:
         raise TypeError(f"{what}={value!r}; an integer of at least {least} is needed{hint}")
     if number < least:
         raise ValueError(f"{what}={number}; an integer of at least {least} is needed")
+    return number
+
+
+def as_share(what: str, value: Any, hint: str = "") -> float:
+    """An argument between 0 and 1.
+
+    Args:
+        what: Function and argument, for messages.
+        value: As it was given.
+        hint: What else is accepted.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is out of range.
+    """
+    try:
+        number = None if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # torch has the last for more numbers than one
+        number = None
+    if number is None:
+        raise TypeError(f"{what}={value!r}; expected is a number between 0 and 1{hint}")
+    if not 0 < number < 1:
+        raise ValueError(f"{what}={number}; expected is a number between 0 and 1{hint}")
     return number
 
 
@@ -103,8 +129,7 @@ class Options:
             TypeError: If a number that counts is no integer.
         """
         k = as_integer("randomized_svd: k", k, 0, " (a target error goes into tol)")
-        if tol is not None and not 0 < tol < 1:
-            raise ValueError(f"randomized_svd: tol={tol}; expected is a number between 0 and 1, or None")
+        tol = None if tol is None else as_share("randomized_svd: tol", tol, ", or None")
         oversampling = as_integer("randomized_svd: oversampling", oversampling, 0)
         block = None if block is None else as_integer("randomized_svd: block", block, 1)
         rounds = None if rounds is None else as_integer("randomized_svd: rounds", rounds, 1)

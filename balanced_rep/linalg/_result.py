@@ -25,7 +25,7 @@ class SVDInfo:
         rank: Singular values above rounding level, at most the number returned.
         rel_error: Certificate: the Frobenius norm of ``A - U S Vh`` over that of A.
         tight: Where true, ``rel_error`` is the error to 1 %; elsewhere it is an upper bound.
-        converged: Whether ``tol`` was reached; true if none was given.
+        converged: Whether ``tol`` was reached; true if none was given. False where the triples are NaN.
         rounds: Blocks of the Krylov space, that is, sequential steps; 0 for an exact method.
         passes: Dense: products with A or its transpose, each of which reads A once. Operators and Jacobians: columns
             that A or its transpose was applied to, each of which is a tangent or cotangent through the network.

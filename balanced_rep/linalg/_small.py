@@ -311,8 +311,26 @@ def positive_pivots(Uh: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
     """
     if Vh.shape[-2] == 0 or Vh.shape[-1] == 0:
         return Uh, Vh
-    size = Vh.abs()
-    near = size >= size.amax(-1, keepdim=True) * (1 - torch.finfo(Vh.dtype).eps ** 0.5)
+    size = _squares(Vh)
+    near = size >= size.amax(-1, keepdim=True) * (1 - torch.finfo(Vh.dtype).eps ** 0.5) ** 2
     pivot = Vh.gather(-1, near.to(torch.int8).argmax(-1, keepdim=True))  # argmax takes the first
-    turn = torch.where(pivot.abs() > 0, pivot.sgn(), 1).conj()
-    return Uh * turn, Vh * turn
+    if not Vh.is_complex():
+        turn = torch.where(pivot != 0, pivot.sgn(), 1)
+        return Uh * turn, Vh * turn
+    length = _squares(pivot).sqrt()
+    alive = length > 0
+    length = torch.where(alive, length, 1.0)
+    turn = torch.where(alive, pivot.real / length, 1.0), torch.where(alive, -pivot.imag / length, 0.0)
+    return _rotated(Uh, *turn), _rotated(Vh, *turn)
+
+
+def _squares(X: Tensor) -> Tensor:
+    """Squared magnitudes."""
+    return X.real.square() + X.imag.square() if X.is_complex() else X.square()
+
+
+def _rotated(X: Tensor, real: Tensor, imag: Tensor) -> Tensor:
+    """``X`` times complex numbers."""
+    # Not by torch's complex product: it rounds differently where a row of vector registers ends, so that a matrix of a
+    # batch would not come out as it does alone.
+    return torch.complex(X.real * real - X.imag * imag, X.real * imag + X.imag * real)

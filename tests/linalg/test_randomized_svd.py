@@ -99,6 +99,27 @@ def test_the_certificate_of_a_large_exact_decomposition(share, passes):
     assert int(result.info.passes) == passes
 
 
+@pytest.mark.parametrize("shape", [(300, 200), (169, 290)], ids=str)
+@pytest.mark.parametrize("place", ["entry", "long"])
+def test_the_certificate_of_a_matrix_in_one_row(place, shape):
+    """Found once: off by 6 % where a single entry holds the energy, whose rounding no sum averages."""
+    rows = []
+    for i in range(40):
+        A = normal(*shape, seed=i)
+        A = A / A.norm() * (5e-3 + 2e-4 * i)
+        long = A if shape[0] > shape[1] else A.mT
+        if place == "entry":
+            long[i, 2 * i] = 1 + i / 40
+        else:
+            long[i] = normal(len(long[i]), seed=i + 50) / len(long[i]) ** 0.5
+        rows.append(A.float())
+    A = torch.stack(rows)
+    result = br.randomized_svd(A, 16)
+    error, _, _ = errors(A, result)
+    assert bool(result.info.tight.all())
+    torch.testing.assert_close(result.info.rel_error, error, rtol=0.01, atol=0)
+
+
 def test_a_neighbour_with_nan_changes_no_bit_of_a_survey():
     A = normal(3, 20, 15, dtype=torch.float32)
     alone = survey(A[2:])
@@ -130,7 +151,7 @@ def test_layouts(layout, wide):
     "options", [{}, {"rounds": 3, "block": 8}, {"tol": 3e-3, "block": 5}, {"center": True}], ids=str
 )
 @pytest.mark.parametrize("shape", [(180, 128), (97, 151), (151, 97), (64, 30), (31, 27), (2001, 71)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_a_batch_item_is_the_single_call_bit_for_bit(dtype, shape, options):
     spectra = [spectrum(SPECTRA[i % 5], min(shape), 4) for i in range(6)]
     A = torch.stack([with_spectrum(*shape, S, seed=i, dtype=dtype) for i, S in enumerate(spectra)]).unflatten(0, (2, 3))
@@ -417,15 +438,24 @@ def test_non_finite_input_is_named_before_any_work(shape, bad, monkeypatch):
         br.randomized_svd(A, 3)
 
 
-def test_non_finite_input_can_be_let_through():
-    A = normal(2, 300, 200, dtype=torch.float32)
-    A[1, 0, 0] = torch.nan
-    try:
-        result = br.randomized_svd(A, 3, check_finite=False)
-    except RuntimeError as error:  # LAPACK's own refusal
-        assert "converge" in str(error) or "non-finite" in str(error)  # noqa: PT017
-    else:
-        assert not bool(result.S[1].isfinite().all())
+@pytest.mark.parametrize("options", [{}, {"tol": 0.1}, {"center": True}, {"precision": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("shape", [(300, 200), (20, 30)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_non_finite_input_can_be_let_through(dtype, shape, options):
+    """Found once: LAPACK did not converge on one matrix, and the triples of all others were lost."""
+    A = normal(4, *shape, dtype=dtype)
+    want = br.randomized_svd(A, 3, **options)
+    A[1, 2, 3], A[2] = torch.nan, -torch.inf
+    result = br.randomized_svd(A, 3, check_finite=False, **options)
+    for got, alone in zip(result, want, strict=True):
+        assert bool(got[1:3].isnan().all())
+        assert torch.equal(got[::3], alone[::3])
+    assert result.info.rel_error.isnan().tolist() == [False, True, True, False]
+    assert result.info.converged.tolist() == [True, False, False, True]
+    assert not bool(result.info.tight[1:3].any())
+    assert result.info.rank[1:3].tolist() == [0, 0]
+    assert "2 of 4 hold NaN or infinity: so do their triples" in result.info.notes
 
 
 def test_bad_arguments():
@@ -439,6 +469,10 @@ def test_bad_arguments():
         ({"k": 3, "seed": (1, 2, 3)}, TypeError, r"seed=\(1, 2, 3\)"),
         ({"k": 3, "block": 2.0}, TypeError, r"block=2\.0"),
         ({"k": 3, "tol": 0.0}, ValueError, "between 0 and 1"),
+        ({"k": 3, "tol": float("nan")}, ValueError, "between 0 and 1"),
+        ({"k": 3, "tol": "0.1"}, TypeError, "tol='0.1'; expected is a number between 0 and 1, or None"),
+        ({"k": 3, "tol": [0.1]}, TypeError, r"tol=\[0\.1\]; expected is a number"),
+        ({"k": 3, "tol": torch.ones(2)}, TypeError, "tol=tensor.*; expected is a number"),
         ({"k": 3, "oversampling": -1}, ValueError, "oversampling=-1"),
         ({"k": 3, "block": 0}, ValueError, "block=0"),
         ({"k": 3, "rounds": 0}, ValueError, "rounds=0"),
