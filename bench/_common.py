@@ -239,7 +239,7 @@ def others(path: Path, rows: Sequence[Mapping[str, Any]], key: Sequence[str]) ->
         key: Columns that name a row.
 
     Returns:
-        Rows that none of these has the name of.
+        Those whose name is not among what was measured.
     """
     if not path.exists():
         return []

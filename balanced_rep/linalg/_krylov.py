@@ -131,7 +131,6 @@ class Space:
         assert self._Z is not None
         self.size, self._known = rounds * R.shape[1], 0
         self.basis[:, : R.shape[1]] = R
-        self.basis[:, R.shape[1] :, M.short :] = 0
         self.images[..., M.long :] = 0
         return M.krylov_space(self.basis, self.images, R.shape[1])
 

@@ -174,7 +174,7 @@ def make_plan(
     """The method for matrices of a size: exact when small or when many triples are wanted, Krylov otherwise.
 
     Args:
-        options: What was asked for. An explicit block or number of rounds asks for the Krylov iteration.
+        options: What was asked for. An explicit block or number of rounds asks for the Krylov iteration, where it fits.
         long: The longer side.
         short: The shorter side.
         dtype: Of the matrix.
@@ -187,10 +187,10 @@ def make_plan(
     k = min(options.k, short)
     width = k + options.oversampling
     asked = options.block is not None or options.rounds is not None
-    block = max(round(width / (2 * BLOCK_MULTIPLE)), 1) * BLOCK_MULTIPLE
+    block = options.block or max(round(width / (2 * BLOCK_MULTIPLE)), 1) * BLOCK_MULTIPLE
     kernel = options.precision != "bfloat16" and _has_kernel(dtype, device, block, columns)
     narrow = kernel and options.tol is None and options.block is None
-    block = min(options.block or (block // 2 if narrow else block), short)
+    block = min(block // 2 if narrow else block, short)
     most = max(short // max(block, 1), 1)
     enough = -(-k // max(block, 1))  # rounds without which there are fewer than k columns
     if options.niter is not None:
@@ -200,7 +200,7 @@ def make_plan(
     else:
         rounds = most // 2  # beyond that, everything costs less than more rounds
     rounds = max(options.rounds or max(rounds, enough + 1), enough)
-    over = options.rounds is not None and options.tol is None and rounds * block > short  # all of it, and more
+    over = options.tol is None and rounds * block > short  # all of it, and more
     exact = k == 0 or enough > most or over or (not asked and (short <= 4 * width or 5 * k > short))
     rounds = min(rounds, most)
     low = None

@@ -285,6 +285,8 @@ def test_low_precision_is_not_chosen_where_float32_has_a_kernel(monkeypatch):
         assert any("bfloat16" in note for note in br.randomized_svd(matrix, K).info.notes) == low
     wide = br.randomized_svd(normal(1200, 1000, dtype=torch.float32), 150)  # wider blocks than the kernel takes
     assert any("bfloat16" in note for note in wide.info.notes)
+    wide = br.randomized_svd(A, K, block=80)
+    assert any("bfloat16" in note for note in wide.info.notes)
     monkeypatch.setattr(_plan, "missing", lambda module: "not built")
     assert any("bfloat16" in note for note in br.randomized_svd(A, K).info.notes)
 
@@ -308,6 +310,29 @@ def test_more_blocks_than_a_matrix_has_room_for_are_all_of_it(rounds, dtype):
     result = br.randomized_svd(A, 3, rounds=rounds)
     assert result.info.method in ("gram", "svd")
     torch.testing.assert_close(result.S, torch.linalg.svdvals(A)[:3], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("given", [{}, {"block": 16}, {"block": 16, "rounds": 5}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_do_the_blocks_that_are_taken_by_default(given, dtype):
+    """Found once: two blocks of 16 columns stood for five of them in a matrix of 40, and values were 2 % off."""
+    A = normal(90, 40, dtype=dtype)
+    result = br.randomized_svd(A, 1, oversampling=0, **given)
+    torch.testing.assert_close(result.S, torch.linalg.svdvals(A)[:1], rtol=1e-5, atol=0)
+
+
+def test_leading_values_that_are_near_each_other_need_a_wide_block():
+    """A block of b columns finds b of them; the certificate says so, and a block of k + 8 columns finds all."""
+    k = 32
+    S = torch.cat([torch.linspace(1, 1.001, k).double().flip(0), 0.3 * 0.97 ** torch.arange(268).double()])
+    A = with_spectrum(600, 300, S, dtype=torch.float32)
+    best = S[k:].norm() / S.norm()
+    for block, most in ((None, 3), (k + 8, 1e-4)):
+        result = br.randomized_svd(A, k, block=block)
+        error = float(errors(A, result)[0])
+        assert result.info.method == "krylov"
+        assert result.info.rel_error == pytest.approx(error, rel=1e-3)
+        assert error <= best * (1 + most)
 
 
 def test_low_precision_is_left_where_values_fall_steeply():
