@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -198,12 +199,13 @@ def calibrate(
             in number; before any network is run.
         TypeError: If the score is none, or the noise levels are no sequence.
     """
-    score = score if isinstance(score, Score) else get(score)
+    score, seed = score if isinstance(score, Score) else get(score), operator.index(seed)
     labels = torch.as_tensor(labels).cpu()
     if x is None and cond is None:
         raise ValueError("calibrate: nothing to score: give samples x or cond=.")
     if not isinstance(sigmas, Iterable | None):
         raise TypeError(f"calibrate: sigmas must be a sequence of noise levels to choose from, got {sigmas!r}.")
+    sigmas = None if sigmas is None else list(sigmas)
     n = len(x) if x is not None else n_rows(cond)
     if labels.shape != (n,):
         raise ValueError(f"calibrate: {n} samples and labels {tuple(labels.shape)}; one each is needed.")

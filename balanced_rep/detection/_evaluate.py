@@ -7,7 +7,7 @@ reported as it is. Near-duplicates are not independent; with `groups` they are r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +138,7 @@ def evaluate(
         0.75
     """
     _check_options("evaluate", confidence, n_boot)
-    if not isinstance(fprs, Sequence | Tensor):
+    if not isinstance(fprs, Iterable):
         raise TypeError(f"evaluate: fprs must be a sequence of false-positive rates, such as (0.01,), got {fprs!r}.")
     values, positive, kept, declared = _read("evaluate", scores, labels, direction)
     sign = 1.0 if declared == "high" else -1.0
@@ -158,7 +158,7 @@ def evaluate(
             low, high = auc_interval(auc, classes[0], classes[1], _normal_quantile(confidence))
             how = "inversion"
     independent = len(index[positive[kept]].unique())
-    rates = tuple(_rate_at(pos, neg, fpr, confidence, independent) for fpr in fprs)
+    rates = tuple(_rate_at(pos, neg, fpr, confidence, independent) for fpr in map(float, fprs))
     failed = int((~kept).sum())
     return Evaluation(auc, low, high, how, rates, len(pos), len(neg), n_groups, failed, confidence)
 

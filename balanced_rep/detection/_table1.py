@@ -222,6 +222,7 @@ def _runnable(
     )  # fmt: skip
     if isinstance(methods, str):
         raise TypeError(f"table1: methods must be a sequence of names, got {methods!r}.")
+    methods = None if methods is None else list(methods)
     for name in methods or ():
         get(name)
         if name not in order:

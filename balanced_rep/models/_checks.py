@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral, Real
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +68,8 @@ def check_device(what: str, device: torch.device | str) -> None:
         ) from error
 
 
-def check_counts(what: str, **counts: object) -> None:
-    """Checks numbers of things, such as of samples at once.
+def check_counts(what: str, **counts: Any) -> None:
+    """Checks numbers of things, such as of samples at once: those of numpy and torch, too.
 
     Args:
         what: Beginning of messages.
@@ -77,7 +79,11 @@ def check_counts(what: str, **counts: object) -> None:
         ValueError: If one is no whole number, or below 1.
     """
     for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 1:
+        try:
+            number = operator.index(count)
+        except TypeError:
+            number = 0
+        if number < 1:
             raise ValueError(f"{what}: {name} must be at least 1, a whole number, got {count!r}.")
 
 
@@ -121,6 +127,11 @@ def check_denoised(what: str, D: object, y: Tensor, denoised: object) -> None:
         )
 
 
+def _moves_itself(D: nn.Module) -> bool:
+    """Whether hooks of accelerate move weights or samples during a call: where they are before it says nothing."""
+    return any(hasattr(module, "_hf_hook") for module in D.modules())
+
+
 def check_images(what: str, D: Denoiser, x: Tensor, *, slack: float = SLACK) -> None:
     """Checks samples against a denoiser; nothing is rescaled.
 
@@ -144,7 +155,7 @@ def check_images(what: str, D: Denoiser, x: Tensor, *, slack: float = SLACK) -> 
             f"{what}: this model takes samples of shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}; they "
             f"are not resized.{encode}"
         )
-    weight = next(D.parameters(), None) if isinstance(D, nn.Module) else None
+    weight = None if not isinstance(D, nn.Module) or _moves_itself(D) else next(D.parameters(), None)
     if weight is not None and weight.device != x.device:
         raise ValueError(f"{what}: samples are on {x.device} and the model on {weight.device}; move one of them.")
     if not x.numel():
@@ -189,7 +200,8 @@ def check_sigmas(what: str, D: Denoiser, sigmas: Sequence[float]) -> tuple[float
             raise TypeError(f"{what}: a noise level is one number for all samples, got {sigma!r}.")
         if sigma and not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
             raise ValueError(
-                f"{what}: sigma={sigma:g} is outside what this model was made for, {low:g} to {high:g} in data units."
+                f"{what}: sigma={float(sigma):g} is outside what this model was made for, {low:g} to {high:g} in data "
+                "units."
             )
     return tuple(sigmas)
 
@@ -236,9 +248,10 @@ def resolve_layers(what: str, D: Denoiser, layers: str | Sequence[str] | None) -
     if not isinstance(D, nn.Module):
         raise TypeError(f"{what}: {type(D).__name__} is no torch.nn.Module: its layers cannot be listened to.")
     known = list(D.layers)
-    if not (layers is None or (isinstance(layers, Iterable) and all(isinstance(name, str) for name in layers))):
+    given = known if layers is None else [layers] if isinstance(layers, str) else layers
+    names = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{what}: layers must be a name or a sequence of names, got {layers!r}.")
-    names = known if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{what}: layer {twice[0]!r} is given twice.")
     for name in names:

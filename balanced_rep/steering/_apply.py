@@ -214,16 +214,17 @@ def levels_after(sigmas: Sequence[float], steps: Sequence[float]) -> tuple[float
     Raises:
         ValueError: If these are no two fractions in order, or no step is in between.
     """
-    if not isinstance(steps, Sequence) or len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+    ends = [float(step) for step in steps] if isinstance(steps, Iterable) else []
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
         raise ValueError(
             "steered_samples: steps= must be two fractions of the schedule, 0 <= start < end <= 1, got "
             f"{steps}; a window that is empty or reversed edits nothing."
         )
     n = len(sigmas) - 1
-    first, last = (round(share * n) for share in steps)
+    first, last = (round(share * n) for share in ends)
     if first == last:
         raise ValueError(
-            f"steered_samples: steps=({steps[0]:g}, {steps[1]:g}) holds none of the {n} steps; take a wider window, or "
+            f"steered_samples: steps=({ends[0]:g}, {ends[1]:g}) holds none of the {n} steps; take a wider window, or "
             "more steps."
         )
     return sigmas[last - 1], sigmas[first]

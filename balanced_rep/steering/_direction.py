@@ -90,7 +90,7 @@ class Direction:
         Raises:
             ValueError: If there is no vector for one of them.
         """
-        layers = [layers] if isinstance(layers, str) else layers
+        layers = [layers] if isinstance(layers, str) else list(layers)
         if missing := [name for name in layers if name not in self.vectors]:
             raise ValueError(f"direction has no vector for {missing}; it has {', '.join(self.vectors)}.")
         picked = ({n: found[n] for n in layers} for found in (self.vectors, self.at, self.kind))

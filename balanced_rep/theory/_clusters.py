@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def spectra(X: Tensor, index: Tensor, weights: Tensor) -> list[Cluster]:
 
 def unit_counts(clusters: list[Cluster], sigma: float, lam: float, p: int | Sequence[int] | None) -> list[int]:
     """Units of each cluster."""
-    if p is not None and not isinstance(p, int):
+    if p is not None and not isinstance(p, Integral):
         counts = list(p) if isinstance(p, Iterable) else []
         if len(counts) != len(clusters) or not all(c == int(c) >= 0 for c in counts):
             raise ValueError(f"p must be a whole number, or one for each of the {len(clusters)} clusters, got {p}.")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -247,3 +248,24 @@ def test_a_detector_keeps_what_was_decided(x: Tensor, tmp_path: Path) -> None:
 def test_a_table_of_odd_inputs(x: Tensor, given: dict, error, message: str) -> None:
     with pytest.raises(error, match=message):
         detection.table1(INNER, x[:4], x[4:], sigma=0.1, **given)
+
+
+def test_numbers_of_numpy_and_torch_and_names_from_a_generator_are_taken(x: Tensor, tmp_path: Path) -> None:
+    """Found once: checks that were made for lists refused arrays, or used a generator up before it was read."""
+    score = detection.get("representation_std", n_draws=np.int64(2))
+    plain = detection.get("representation_std", n_draws=2)(INNER, x, sigma=0.2, layers=[LAYER], batch_size=4)
+    found = score(INNER, x, sigma=0.2, layers=(name for name in (LAYER,)), batch_size=torch.tensor(4))
+    assert torch.equal(found.values, plain.values)
+    labels = torch.arange(8) < 4
+    values = found.values.flatten()
+    for fprs in (np.array([0.1, 0.3]), torch.tensor([0.1, 0.3], dtype=torch.float64), (f for f in (0.1, 0.3))):
+        rates = detection.evaluate(values, labels, direction="low", fprs=fprs).rates
+        assert rates == detection.evaluate(values, labels, direction="low", fprs=(0.1, 0.3)).rates
+    many = br.models.digits_data().held_out[:60]
+    for sigmas in (np.array([0.2, 0.5]), (s for s in (0.2, 0.5))):
+        kept = detection.calibrate(
+            detection.get("jacobian_norm", n_probes=1), INNER, many, torch.arange(60) % 2 == 0, sigmas=sigmas, fpr=0.3,
+            seed=np.int64(3),
+        ).detector  # fmt: skip
+        kept.save(tmp_path / "detector.json")
+        assert detection.Detector.load(tmp_path / "detector.json") == kept

@@ -12,6 +12,7 @@ import torch
 
 import balanced_rep as br
 from balanced_rep.models import EDMDenoiser, ReLUDAE, from_diffusers, load
+from balanced_rep.models._checks import check_images
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -125,3 +126,14 @@ def test_samples_of_another_dtype(tmp_path: Path) -> None:
             assert model(y, 0.1).shape == y.shape
     with pytest.raises(FileNotFoundError, match="There is no file"):
         ReLUDAE.load(tmp_path)
+
+
+def test_a_model_that_accelerate_moves_takes_samples_from_where_they_are(models: dict[str, Any]) -> None:
+    """Found once: with offloading, weights are on another device, or none, until the model is called."""
+    D = models["unet2d"]
+    away = from_diffusers(network("unet2d").to("meta"), scheduler("unet2d"), sample_shape=SHAPES["unet2d"])
+    x = torch.zeros(1, *D.sample_shape)
+    with pytest.raises(ValueError, match="samples are on cpu and the model on meta"):
+        check_images("here", away, x)
+    away.net._hf_hook = object()
+    check_images("here", away, x)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,3 +95,13 @@ def test_contexts_in_each_other_left_in_any_order_and_twice() -> None:
     assert torch.equal(D(y, 0.5), plain)
     torch.testing.assert_close(both, steered(3.0))
     assert torch.equal(alone, steered(2.0))
+
+
+def test_arrays_and_generators_are_taken() -> None:
+    """Found once: steps in an array were refused, and a generator of names was used up before it was read."""
+    assert V.only(name for name in (LAYER,)).vectors.keys() == {LAYER}
+    want = steering.steered_samples(D, V, Z, [1.0], n_steps=4, steps=(0.0, 0.5))
+    for steps in (np.array([0.0, 0.5]), torch.tensor([0.0, 0.5]), [0, 0.5]):
+        assert torch.equal(steering.steered_samples(D, V, Z, [1.0], n_steps=4, steps=steps), want)
+    with pytest.raises(ValueError, match="sigma=1e\\+06 is outside what this model was made for"):
+        steering.direction(D, X, sigma=torch.tensor([1e6]))

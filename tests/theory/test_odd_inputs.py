@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,3 +64,9 @@ def test_no_sample_is_stored_in_a_dead_network() -> None:
     match = theory.match_columns(columns, X)
     assert match.column.tolist() == [-1] * 5
     assert match.cosine.isnan().all()
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    """Found once: only int was a number of units, all else was taken for one number for each cluster."""
+    want = theory.optimal_allocation(X, None, **SCALES, p=3)
+    assert torch.equal(theory.optimal_allocation(X, None, **SCALES, p=np.int64(3)), want)
