@@ -7,6 +7,7 @@ them (Hutchinson's estimator, deflated as in Hutch++: Meyer, Musco, Musco and Wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from balanced_rep.linalg._jacobian_svd import is_formed, jacobian_svd
 from balanced_rep.linalg._operator import JacobianOperator
+from balanced_rep.linalg._plan import as_integer
 from balanced_rep.linalg._probes import Estimate, RunningMean
 from balanced_rep.linalg._result import SVDResult
 from balanced_rep.linalg._small import STREAM_BITS
@@ -65,7 +67,19 @@ class JacobianSpectrum:
     size: int
 
     def count_above(self, threshold: float) -> Count:
-        """Singular values above a threshold."""
+        """Singular values above a threshold.
+
+        Args:
+            threshold: Any number.
+
+        Returns:
+            Their number.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if not isinstance(threshold, (int, float)) or math.isnan(threshold):
+            raise ValueError(f"threshold={threshold!r}; expected is a number")
         S = self.svd.S
         known = S[..., -1] <= threshold if S.shape[-1] < self.size else torch.ones_like(S[..., 0], dtype=torch.bool)
         return Count((threshold < S).sum(-1), known)
@@ -82,8 +96,8 @@ class JacobianSpectrum:
         Raises:
             ValueError: If the share is out of range.
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"share={share}; expected is a number above 0 and at most 1")
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f"share={share!r}; expected is a number above 0 and at most 1")
         return _energy_rank(self.svd.S, self.squared_norm.value, share)
 
 
@@ -111,11 +125,10 @@ def jacobian_spectrum(
 
     Raises:
         ValueError: If ``n_probes`` is below 2, or k below 1.
+        TypeError: If one is no integer.
     """
-    if n_probes < 2:
-        raise ValueError(f"jacobian_spectrum: n_probes={n_probes}; at least 2 are needed for a standard error")
-    if k < 1:
-        raise ValueError(f"jacobian_spectrum: k={k}; at least 1 is needed")
+    n_probes = as_integer("jacobian_spectrum: n_probes", n_probes, 2, " for a standard error")
+    k = as_integer("jacobian_spectrum: k", k, 1)
     call = {name: options[name] for name in ("batch", "output", "chunk_size", "kwargs") if name in options}
     J = JacobianOperator(f, x, **call)
     m, n = J.shape[-2:]

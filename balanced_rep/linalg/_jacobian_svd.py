@@ -160,6 +160,8 @@ def _start(start: SVDResult | None, J: JacobianOperator, k: int) -> tuple[Tensor
     """Right vectors and values of a previous result, with a batch dimension."""
     if start is None:
         return None
+    if not isinstance(start, SVDResult):
+        raise TypeError(f"jacobian_svd: start is {type(start).__name__}; a result of jacobian_svd is needed")
     Vh, S = start.Vh.detach().to(J.device), start.S.detach().to(J.device, torch.float64)
     lead = J.shape[:-2]
     if Vh.shape[:-2] != lead or Vh.shape[-1] != J.shape[-1]:

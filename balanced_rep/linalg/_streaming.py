@@ -289,6 +289,7 @@ class StreamingPCA:
         Raises:
             ValueError: If a tensor is missing, of another version, dtype or shape, not finite, or if the numbers cannot
                 be those of a stream.
+            TypeError: If it is no mapping.
         """
         state = checked_settings(tensors)
         mean, rows, energy, pending = (tensors[name].detach().clone() for name in ("mean", "rows", "energy", "pending"))

@@ -48,7 +48,10 @@ def checked_settings(tensors: Mapping[str, Tensor]) -> Settings:
     Raises:
         ValueError: If a tensor is missing, of another version, dtype, shape or device, not finite, or if the numbers
             cannot be those of any stream.
+        TypeError: If it is no mapping.
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"not a StreamingPCA state: {type(tensors).__name__}; what state_dict() gave is needed")
     if missing := sorted(set(NAMES) - set(tensors)):
         raise ValueError(f"not a StreamingPCA state: {missing} missing, found {sorted(tensors)}")
     header = tensors["settings"]

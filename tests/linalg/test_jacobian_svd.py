@@ -368,8 +368,23 @@ def test_bad_input():
     bad[1, 3, 3] = torch.nan
     with pytest.raises(ValueError, match="forward product of sample 1 holds NaN"):
         br.jacobian_svd(linear(bad), torch.zeros(2, N, dtype=torch.float64), K, batch=True)
+    for check in ({"mode": "jvp"}, {"mode": "jvp+vjp"}):  # found once: LAPACK "failed to converge"
+        with pytest.raises(ValueError, match="NaN or infinity have no singular values; check_finite=True"):
+            br.jacobian_svd(linear(bad[1]), x, K, check_finite=False, **check)
+    for start in (5, tuple(br.jacobian_svd(f, x, K))):
+        with pytest.raises(TypeError, match=r"start is (int|tuple); a result of jacobian_svd"):
+            br.jacobian_svd(f, x, K, start=start)
+    with pytest.raises(TypeError, match="tol='0'"):
+        br.jacobian_svd(f, x, K, tol="0")
     for options, match in (({"n_probes": 1}, "at least 2"), ({"k": 0}, "at least 1")):
         with pytest.raises(ValueError, match=match):
             br.jacobian_spectrum(f, x, **options)
-    with pytest.raises(ValueError, match="share=0"):
-        br.jacobian_spectrum(f, x, K).energy_rank(0)
+        with pytest.raises(TypeError, match="integer"):
+            br.jacobian_spectrum(f, x, **dict.fromkeys(options, 2.5))
+    found = br.jacobian_spectrum(f, x, K)
+    for share in (0, 2, float("nan"), "half"):
+        with pytest.raises(ValueError, match="share="):
+            found.energy_rank(share)
+    for threshold in (float("nan"), "one"):
+        with pytest.raises(ValueError, match="threshold="):
+            found.count_above(threshold)

@@ -406,5 +406,8 @@ def test_hostile_states_are_refused(mode):
     for energy in (-1.0, 0.5 * float(state["energy"])):
         with pytest.raises(ValueError, match="of an energy of"):
             br.StreamingPCA.from_state_dict({**state, "energy": torch.tensor(energy, dtype=torch.float64)})
+    for bad in (None, "state", [1]):
+        with pytest.raises(TypeError, match=r"not a StreamingPCA state: .*; what state_dict"):
+            br.StreamingPCA.from_state_dict(bad)
     with pytest.raises(ValueError, match="version 9"):
         br.StreamingPCA.from_state_dict({**state, "settings": with_setting(state, 0, 9)})
