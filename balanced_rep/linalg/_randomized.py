@@ -61,7 +61,8 @@ def randomized_svd(
             singular values fall too steeply for it are done again in full.
         center: Subtract the mean of each column first (principal components of samples in rows).
         seed: Key of the random start, or (seed, item). Matrix i of a batch has item i, and starts as a call on it alone
-            with ``seed=(seed, i)`` does; on a CPU, with the same number of threads, it comes out bit for bit as there.
+            with ``seed=(seed, i)`` does; on a CPU, with the same number of threads and order in memory, it comes out
+            bit for bit as there.
         check_finite: Refuse NaN and infinities before any work is done; takes no extra read of A. Without it the
             triples and ``rel_error`` of a matrix that holds some are NaN, and the others as they would be alone.
 

@@ -8,7 +8,8 @@ not come out as it does alone. Letters: B matrices; l rows of length n, a basis;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "positive_pivots",
     "product",
     "real",
+    "squares",
     "thin_svd",
 ]
 
@@ -168,8 +170,22 @@ def eigh_descending(G: Tensor) -> tuple[Tensor, Tensor]:
         below = -diagonal.mean(-1, keepdim=True) - torch.finfo(diagonal.dtype).tiny
         G = torch.nn.functional.pad(G, (0, extra, 0, extra))
         G.diagonal(dim1=-2, dim2=-1)[..., size:] = below
-    values, vectors = torch.linalg.eigh(G)
+    with _without_nan(G):
+        values, vectors = torch.linalg.eigh(G)
     return values.flip(-1)[..., :size], vectors.flip(-1)[..., :size, :size]
+
+
+@contextmanager
+def _without_nan(X: Tensor) -> Iterator[None]:
+    """Says of LAPACK's refusal ("failed to converge", "ill-conditioned") when NaN is behind it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if bool(X.isfinite().all()):
+            raise
+        raise ValueError(
+            "products with NaN or infinity have no singular values; check_finite=True names them"
+        ) from error
 
 
 def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +206,8 @@ def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         above = 2 * torch.linalg.matrix_norm(T)
         T = torch.nn.functional.pad(T, (0, extra, 0, extra))
         T.diagonal(dim1=-2, dim2=-1)[..., size:] = torch.where(above > 0, above, SMALL).unsqueeze(-1).to(T.dtype)
-    W, S, Yh = torch.linalg.svd(T)
+    with _without_nan(T):
+        W, S, Yh = torch.linalg.svd(T)
     W, S, Yh = W[..., :size, extra:], S[..., extra:], Yh[..., extra:, :size]
     S = torch.where(torch.linalg.vector_norm(rows, dim=(-2, -1)).unsqueeze(-1) > 0, S, 0.0)
     return product(W.mH, Q.mH), S, Yh
@@ -311,21 +328,21 @@ def positive_pivots(Uh: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
     """
     if Vh.shape[-2] == 0 or Vh.shape[-1] == 0:
         return Uh, Vh
-    size = _squares(Vh)
+    size = squares(Vh)
     near = size >= size.amax(-1, keepdim=True) * (1 - torch.finfo(Vh.dtype).eps ** 0.5) ** 2
     pivot = Vh.gather(-1, near.to(torch.int8).argmax(-1, keepdim=True))  # argmax takes the first
     if not Vh.is_complex():
         turn = torch.where(pivot != 0, pivot.sgn(), 1)
         return Uh * turn, Vh * turn
-    length = _squares(pivot).sqrt()
+    length = squares(pivot).sqrt()
     alive = length > 0
     length = torch.where(alive, length, 1.0)
     turn = torch.where(alive, pivot.real / length, 1.0), torch.where(alive, -pivot.imag / length, 0.0)
     return _rotated(Uh, *turn), _rotated(Vh, *turn)
 
 
-def _squares(X: Tensor) -> Tensor:
-    """Squared magnitudes."""
+def squares(X: Tensor) -> Tensor:
+    """Squared magnitudes, in real operations (see _rotated)."""
     return X.real.square() + X.imag.square() if X.is_complex() else X.square()
 
 

@@ -168,6 +168,20 @@ def test_a_batch_item_is_the_single_call_bit_for_bit(dtype, shape, options):
         assert len(whole.info.rounds.unique()) > 1, "all stopped together, so that the test shows nothing"
 
 
+@pytest.mark.parametrize("shape", [(256, 200), (40000, 1)], ids=str)
+def test_a_measured_certificate_of_a_batch_is_that_of_the_single_call(shape):
+    """Found once: torch splits the sum over one matrix between threads, and not the sums over several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        A = torch.stack([normal(shape[0], 1, seed=i) @ normal(1, shape[1], seed=9 + i) for i in range(4)]).float()
+        whole = br.randomized_svd(A, 3)
+        alone = [br.randomized_svd(A[i].clone(), 3, seed=(0, i)).info.rel_error for i in range(4)]
+    finally:
+        torch.set_num_threads(before)
+    assert whole.info.rel_error.tolist() == [float(value) for value in alone]
+
+
 def test_chunks_of_a_batch_are_bit_for_bit_the_same(monkeypatch):
     A = normal(7, 90, 80, dtype=torch.float32)
     whole = br.randomized_svd(A, 4, block=8)
