@@ -11,7 +11,7 @@ from balanced_rep.linalg._certificate import by_difference, certified, concentra
 from balanced_rep.linalg._exact import exact_triples
 from balanced_rep.linalg._krylov import Found, Space, search
 from balanced_rep.linalg._matrix import Dense, exponent_outside, is_turned, scaled_by, survey
-from balanced_rep.linalg._plan import Options, Plan, make_plan
+from balanced_rep.linalg._plan import Options, Plan, make_plan, wide_plan
 from balanced_rep.linalg._result import SVDInfo, SVDResult
 from balanced_rep.linalg._small import double, positive_pivots, real
 
@@ -19,6 +19,9 @@ __all__ = ["clamp_note", "dense_svd"]
 
 CHUNK = 2**27  # entries of A that are worked on at a time
 LOW_STEEP = 3e-3  # wanted singular values below this share of the largest one drown in bfloat16 rounding
+GAIN = 0.1  # share of the squared error that the last round removes: more than on any smoothly falling spectrum
+NEAR = 0.02  # relative distance over which as many values as a block has columns hide others from it ...
+BELOW = 0.9  # ... which is a loss where the last value is below this share of them
 EXACT_FLOOR = 1e-12  # squared relative error that a float64 spectrum can still tell from rounding ...
 EXACT_NOISE = 8  # ... and for each column of M that many eps: eigenvalues beside a large one err by 1/30 of one
 
@@ -163,21 +166,40 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
     if options.rounds is None and not bool(found.converged.all()):
         index = (~found.converged).nonzero().squeeze(-1)
         Uh, S, Vh, tail, _ = exact_triples(M.select(index), plan.k)
-        found.replace(
-            index, Found(index, Uh, S, Vh, tail, found.rounds[index], torch.ones_like(index, dtype=torch.bool))
-        )
+        found.replace(index, Found(index, Uh, S, Vh, tail, found.rounds[index], index >= 0, found.gain[index]))
         passes = passes.index_add(0, index, torch.full_like(index, 2))
         notes = (
             *notes,
             f"{len(index)} of {M.batch} exactly in the end: their spectra are too flat for tol={options.tol}",
         )
     assert M.norm_squared is not None
+    if plan.may_widen:
+        index = _too_narrow(found, M.norm_squared, plan.block, M.dtype).nonzero().squeeze(-1)
+        if len(index):
+            again = _search(M.select(index), wide_plan(plan, options, M.short), options, items[index], plan.k)
+            found.replace(index, again)
+            passes = passes.index_add(0, index, 2 * again.rounds - 1)
+            notes = (*notes, f"{len(index)} of {M.batch} again in wider blocks: leading singular values are near equal")
     factors = concentration(M.norm_squared, found.S, found.Uh, M.dtype)
     error, tight = by_difference(M.norm_squared, found.S, M.dtype, factors)
     whole = torch.ones_like(passes)
     return _Part(
         found.Uh, found.S, found.Vh, whole, error, tight, found.converged, found.rounds, passes, "krylov", notes
     )
+
+
+def _too_narrow(found: Found, norm_squared: Tensor, block: int, dtype: torch.dtype) -> Tensor:
+    """Matrices with leading singular values so near each other that blocks of this width do not find them, ``(B,)``.
+
+    A block of b columns finds b of the triples of a repeated value, and those of values that are near each other only
+    in the rounds that tell them apart. Either the last round still finds some, or the rounds rest, with b near values
+    in front of a far lower one that was taken in the place of others.
+    """
+    error = (norm_squared - found.S.square().sum(-1)).clamp_min(0)
+    going_on = found.gain > GAIN * error + torch.finfo(dtype).eps * norm_squared
+    last = found.S[:, block - 1 :]
+    near = last >= (1 - NEAR) * found.S[:, : last.shape[1]]
+    return going_on | (near & (found.S[:, -1:] < BELOW * last)).any(-1)
 
 
 def _search(M: Dense, plan: Plan, options: Options, items: Tensor, keep: int) -> Found:
@@ -198,5 +220,5 @@ def _last_pass(M: Dense, found: Found, k: int) -> Found:
     """The k best triples in the span of those that low precision found, from a product in full precision."""
     space = Space(found.Vh.shape[1])
     space.append(found.Vh, M.forward(found.Vh))
-    Uh, S, Vh, tail = space.triples(k, M.dtype)
+    Uh, S, Vh, tail, _ = space.triples(k, M.dtype)
     return replace(found, Uh=Uh[..., : M.long], S=S, Vh=Vh[..., : M.short], tail=tail)

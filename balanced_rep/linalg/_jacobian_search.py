@@ -265,7 +265,7 @@ def _one_sided(state: _State, space: Space, Z: Tensor) -> Tensor | None:
         last = J.rounds >= settings.rounds or full
         finished = state.open & (symmetric | full) & (settled | last)
         if bool(finished.any()):
-            Uh, S, Vh, _ = space.triples(min(settings.k, space.size), J.dtype)
+            Uh, S, Vh, *_ = space.triples(min(settings.k, space.size), J.dtype)
             residuals = torch.zeros_like(S) if full else _symmetric_residuals(space, Uh, S, Vh, state.asymmetry)
             state.take(finished, (Uh, S, Vh, residuals), settled, two_sided=False)
         if not bool(state.open.any()):

@@ -54,6 +54,7 @@ class Found:
             squared error.
         rounds: Blocks, int64 ``(B,)``.
         converged: ``(B,)``.
+        gain: What the last block added to the squares of S, or somewhat more, ``(B,)``.
     """
 
     index: Tensor
@@ -63,10 +64,11 @@ class Found:
     tail: Tensor
     rounds: Tensor
     converged: Tensor
+    gain: Tensor
 
     def replace(self, index: Tensor, other: Found) -> None:
         """Puts other triples in the place of some."""
-        for name in ("Uh", "S", "Vh", "tail", "rounds", "converged"):
+        for name in ("Uh", "S", "Vh", "tail", "rounds", "converged", "gain"):
             setattr(self, name, getattr(self, name).index_copy(0, index, getattr(other, name)))
 
 
@@ -165,23 +167,29 @@ class Space:
         part.size, part._known = self.size, self._known
         return part
 
-    def triples(self, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The k leading triples of ``M V V^H``, and the squares of the other singular values, summed.
+    def triples(self, k: int, dtype: torch.dtype, block: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The k leading triples of ``M V V^H``, the squares of the other singular values, summed, and the last gain.
 
         Args:
             k: How many.
             dtype: Of M; decides what is rounding.
+            block: Rows of the last block.
 
         Returns:
-            Uh, S, Vh and ``(B,)`` in double precision, with rows orthonormal to the precision of ``dtype`` also where
-            S is zero.
+            Uh, S, Vh, ``(B,)`` and ``(B,)`` in double precision, with rows orthonormal to the precision of ``dtype``
+            also where S is zero. The gain is what the last block adds to the squares of S, or somewhat more: a vector
+            without its part there gives a value that is lower by the share of that part, at most.
         """
         if dtype in (torch.float64, torch.complex128):  # the Gram matrix is no more precise than M
             Uh, S, Yh = thin_svd(self.images)
-            return Uh[:, :k], S[:, :k], product(Yh[:, :k], self.basis), S[:, k:].square().sum(-1)
-        theta, Y = eigh_descending(self.gram)
-        S, tail, Yh = theta[..., :k].clamp_min(0).sqrt(), theta[..., k:].clamp_min(0).sum(-1), Y[..., :k].mH
-        return left_vectors(product(Yh, self.images), S), S, product(Yh, self.basis), tail
+            Uh, tail = Uh[:, :k], S[:, k:].square().sum(-1)
+        else:
+            theta, Y = eigh_descending(self.gram)
+            S, tail, Yh = theta.clamp_min(0).sqrt(), theta[..., k:].clamp_min(0).sum(-1), Y.mH
+            Uh = left_vectors(product(Yh[:, :k], self.images), S[:, :k])
+        S, Yh = S[:, :k], Yh[:, :k]
+        share = Yh[..., self.size - block :].abs().square().sum(-1)
+        return Uh, S, product(Yh, self.basis), tail, (S.square() * share).sum(-1)
 
 
 def left_vectors(images: Tensor, S: Tensor) -> Tensor:
@@ -267,9 +275,9 @@ def search(
         if bool(leave.any()) if tol is not None else r == rounds:
             index = leave.nonzero().squeeze(-1)
             part = space if len(index) == len(leave) else space.select(index)
-            Uh, S, Vh, tail = part.triples(keep, M.dtype)
+            Uh, S, Vh, tail, gain = part.triples(keep, M.dtype, R.shape[1])
             Uh, Vh = Uh[..., : M.long], Vh[..., : M.short]
-            parts.append(Found(remaining[index], Uh, S, Vh, tail, torch.full_like(index, r), done[index]))
+            parts.append(Found(remaining[index], Uh, S, Vh, tail, torch.full_like(index, r), done[index], gain))
             open_ = open_ & ~leave
             if len(index) == len(leave) or not bool(open_.any()):
                 break
@@ -289,9 +297,9 @@ def _in_one_call(M: Dense, R: Tensor, keep: int, rounds: int) -> tuple[list[Foun
     index, rest = done.nonzero().squeeze(-1), (~done).nonzero().squeeze(-1)
     if not len(index):
         return [], rest
-    Uh, S, Vh, tail = (space.select(index) if len(rest) else space).triples(keep, M.dtype)
+    Uh, S, Vh, tail, gain = (space.select(index) if len(rest) else space).triples(keep, M.dtype, R.shape[1])
     last = torch.full_like(index, rounds)
-    return [Found(index, Uh[..., : M.long], S, Vh[..., : M.short], tail, last, last > 0)], rest
+    return [Found(index, Uh[..., : M.long], S, Vh[..., : M.short], tail, last, last > 0, gain)], rest
 
 
 def _settled(space: Space, k: int, before: Tensor | None, total: Tensor | None, tol: float) -> tuple[Tensor, Tensor]:

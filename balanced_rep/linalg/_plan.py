@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from balanced_rep.kernels._supports import MAX_WIDTH
 from balanced_rep.ops._registry import missing
 
-__all__ = ["Options", "Plan", "as_integer", "as_share", "full_precision", "has_bfloat16", "make_plan"]
+__all__ = ["Options", "Plan", "as_integer", "as_share", "full_precision", "has_bfloat16", "make_plan", "wide_plan"]
 
 PRECISIONS = ("auto", "full", "bfloat16")
 ROUNDS = 5
@@ -21,6 +21,7 @@ NARROW_ROUNDS = 9  # of blocks half as wide: as many products with vectors, and 
 LIKE_POWER = 3  # rounds beyond niter that are as accurate as niter power iterations, on the spectra of bench_svd.py ...
 LIKE_POWER_NARROW = 6  # ... and of blocks half as wide
 LOW_TOL = 1e-3  # the least tol that rounds in bfloat16, of 8 bits, come to
+WIDE_MULTIPLE = 4  # vectors of a tile
 BLOCK_MULTIPLE = 16  # the width at which products of a wide matrix with a thin one reach their speed
 
 
@@ -159,6 +160,7 @@ class Plan:
         block: Columns per round.
         rounds: Blocks.
         low: Precision of the rounds before the last pass; None for that of the matrix.
+        may_widen: Whether blocks may become wider where they turn out to be too narrow.
     """
 
     k: int
@@ -166,6 +168,7 @@ class Plan:
     block: int
     rounds: int
     low: torch.dtype | None
+    may_widen: bool
 
 
 def make_plan(
@@ -210,7 +213,25 @@ def make_plan(
             reaches and not kernel and has_bfloat16(device) and long * short >= 2**18
         )
         low = torch.bfloat16 if wanted else None
-    return Plan(k, exact, block, rounds, low)
+    # Fewer than two power iterations are not done when they end, on any matrix.
+    may_widen = options.tol is None and low is None and not asked and (options.niter is None or options.niter >= 2)
+    return Plan(k, exact, block, rounds, low, may_widen)
+
+
+def wide_plan(plan: Plan, options: Options, short: int) -> Plan:
+    """Blocks as wide as those of power iteration, which tell k values apart however near each other they are.
+
+    Args:
+        plan: With narrower ones.
+        options: What was asked for.
+        short: The shorter side.
+
+    Returns:
+        The plan; its Krylov space holds all that ``options.niter`` power iterations find.
+    """
+    block = min(-(-(plan.k + options.oversampling) // WIDE_MULTIPLE) * WIDE_MULTIPLE, short)
+    rounds = min(max(ROUNDS, (options.niter or 0) + 1), max(short // block, 1))
+    return replace(plan, block=block, rounds=rounds)
 
 
 def _has_kernel(dtype: torch.dtype, device: torch.device, block: int, columns: bool) -> bool:
