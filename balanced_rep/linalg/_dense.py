@@ -189,11 +189,20 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
 
 
 def _too_narrow(found: Found, norm_squared: Tensor, block: int, dtype: torch.dtype) -> Tensor:
-    """Matrices with leading singular values so near each other that blocks of this width do not find them, ``(B,)``.
+    """Whether leading singular values are so near each other that blocks of this width do not find them.
 
     A block of b columns finds b of the triples of a repeated value, and those of values that are near each other only
     in the rounds that tell them apart. Either the last round still finds some, or the rounds rest, with b near values
     in front of a far lower one that was taken in the place of others.
+
+    Args:
+        found: What was found with them.
+        norm_squared: Of the matrices, ``(B,)``.
+        block: Their width.
+        dtype: Of the matrices.
+
+    Returns:
+        ``(B,)``.
     """
     error = (norm_squared - found.S.square().sum(-1)).clamp_min(0)
     going_on = found.gain > GAIN * error + torch.finfo(dtype).eps * norm_squared
