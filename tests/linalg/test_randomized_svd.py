@@ -337,7 +337,7 @@ def test_so_do_the_blocks_that_are_taken_by_default(given, dtype):
 
 @pytest.mark.parametrize("spread", [3e-2, 1e-2, 1e-3, 1e-4, 0])
 def test_leading_values_that_are_near_each_other_get_wider_blocks(spread):
-    """Found once: nine blocks of 8 columns missed so many of 32 values within 0.1 % that the error more than doubled."""
+    """Found once: nine blocks of 8 columns missed so many of 32 values within 0.1 % that the error doubled."""
     k = 32
     tail = 0.3 * 0.97 ** torch.arange(268).double()
     near = with_spectrum(600, 300, torch.cat([torch.linspace(1 + spread, 1, k).double(), tail]), dtype=torch.float32)

@@ -52,8 +52,8 @@ struct OrthonormaliseTask {
 };
 void orthonormalise(const OrthonormaliseTask& task, int n_threads);
 
-// Blocks of an orthonormal basis of the Krylov space of M^T M, and their images: block r + 1 is what M^T M times block r
-// adds to those before.
+// Blocks of an orthonormal basis of the Krylov space of M^T M, and their images: block r + 1 is what M^T M times block
+// r adds to those before.
 struct KrylovSpaceTask {
   const float* m;  // as in KrylovTask
   int64_t batch, rows, columns;
