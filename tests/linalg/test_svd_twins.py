@@ -116,7 +116,9 @@ def test_scikit_learns_takes_one_matrix():
             randomized_svd_sklearn(M, 2)
 
 
-@pytest.mark.parametrize("bad", ["0", 1.5, np.random.SeedSequence(0), torch.Generator()], ids=str)
+@pytest.mark.parametrize(
+    "bad", ["0", 1.5, np.random.SeedSequence(0), torch.Generator()], ids=lambda bad: type(bad).__name__
+)
 def test_a_source_of_randomness_is_needed(bad):
     with pytest.raises(TypeError, match=r"random_state=(?s:.*); an integer, a numpy\.random\.Generator or RandomState"):
         randomized_svd_sklearn(normal(90, 70).numpy(), 2, random_state=bad)
