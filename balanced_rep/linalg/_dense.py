@@ -18,7 +18,7 @@ from balanced_rep.linalg._small import double, positive_pivots, real
 __all__ = ["clamp_note", "dense_svd"]
 
 CHUNK = 2**27  # entries of A that are worked on at a time
-LOW_STEEP = 3e-3  # wanted singular values below this share of the largest one drown in bfloat16 rounding
+LOW_STEEP = 3e-3  # what is below this share of the largest singular value, or of all, drowns in bfloat16 rounding
 GAIN = 0.1  # share of the squared error that the last round removes: more than on any smoothly falling spectrum
 NEAR = 0.02  # relative distance over which as many values as a block has columns hide others from it ...
 BELOW = 0.9  # ... which is a loss where the last value is below this share of them
@@ -156,7 +156,9 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
         found = _last_pass(M, _search(M.cast(plan.low), plan, options, items, width), plan.k)
         notes, extra = (f"rounds in {plan.low}, last pass in {M.dtype}",), 1
     passes = 2 * found.rounds - 1 + extra
-    steep = found.S[..., -1] < LOW_STEEP * found.S[..., 0]
+    assert M.norm_squared is not None
+    rest = M.norm_squared - found.S.square().sum(-1)
+    steep = (found.S[..., -1] < LOW_STEEP * found.S[..., 0]) | (rest < LOW_STEEP**2 * M.norm_squared)
     if extra and bool(steep.any()):
         index = steep.nonzero().squeeze(-1)
         again = _search(M.select(index), plan, options, items[index], plan.k)
@@ -172,7 +174,6 @@ def _krylov(M: Dense, plan: Plan, options: Options, first: int) -> _Part:
             *notes,
             f"{len(index)} of {M.batch} exactly in the end: their spectra are too flat for tol={options.tol}",
         )
-    assert M.norm_squared is not None
     if plan.may_widen:
         index = _too_narrow(found, M.norm_squared, plan.block, M.dtype).nonzero().squeeze(-1)
         if len(index):
