@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from balanced_rep.linalg import SVDResult
+
 KINDS = ("zero", "identity", "clustered", "geometric", "deficient", "duplicates", "tiny", "huge")
 SPECTRA = ("poly", "slow", "exp", "steep", "noise", "equal")
 
@@ -62,3 +64,13 @@ def lapack_like(kind: str, m: int, n: int, seed: int, dtype: torch.dtype) -> Ten
         A[:, n // 2 :] = A[:, : n - n // 2]
     wide = dtype in (torch.float64, torch.complex128)
     return A * {"tiny": 1e-200 if wide else 1e-30, "huge": 1e200 if wide else 1e30}.get(kind, 1.0)
+
+
+def errors(A: Tensor, result: SVDResult) -> tuple[Tensor, Tensor, Tensor]:
+    """Relative error, that of the best approximation, and the true singular values; float64."""
+    wide = torch.complex128 if A.is_complex() else torch.float64
+    U, S, Vh = (X.to(wide) for X in result)
+    true = torch.linalg.svdvals(A.to(wide))
+    norm = true.square().sum(-1).sqrt()
+    error = torch.linalg.matrix_norm(A.to(wide) - (U * S.unsqueeze(-2)) @ Vh)
+    return error / norm, true[..., S.shape[-1] :].square().sum(-1).sqrt() / norm, true
