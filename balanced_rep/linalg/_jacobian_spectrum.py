@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class JacobianSpectrum:
         Raises:
             ValueError: If it is none.
         """
-        if not isinstance(threshold, (int, float)) or math.isnan(threshold):
+        if not isinstance(threshold, Real) or math.isnan(threshold):
             raise ValueError(f"threshold={threshold!r}; expected is a number")
         S = self.svd.S
         known = S[..., -1] <= threshold if S.shape[-1] < self.size else torch.ones_like(S[..., 0], dtype=torch.bool)
@@ -96,7 +97,7 @@ class JacobianSpectrum:
         Raises:
             ValueError: If the share is out of range.
         """
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise ValueError(f"share={share!r}; expected is a number above 0 and at most 1")
         return _energy_rank(self.svd.S, self.squared_norm.value, share)
 

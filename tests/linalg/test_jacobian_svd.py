@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -290,6 +291,7 @@ def test_spectrum_of_a_known_jacobian():
         assert bool(count.exact)
         assert abs(int(count.value) - int((share.cumsum(0) < part).sum() + 1)) <= 1
     assert found.count_above(0.5) == (int((S > 0.5).sum()), True)
+    assert found.count_above(np.float32(0.5)) == found.count_above(0.5)  # numbers of numpy are numbers, too
     low_threshold = found.count_above(1e-3)
     assert low_threshold.value == 24
     assert not bool(low_threshold.exact)
