@@ -1,6 +1,6 @@
 """Randomized SVD against its peers at equal error, the Jacobian's in network passes and seconds, streams.
 
-    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; 8 minutes, mostly peers
+    python bench/bench_svd.py                    # results/svd.csv, svd_values.csv, the bars; 4 minutes with --budget 2
     python bench/bench_svd.py --sections dense   # replaces the rows of this section, keeps the others
     pytest bench --benchmark-only                # single calls, with pytest-benchmark
 

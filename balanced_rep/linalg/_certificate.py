@@ -69,9 +69,7 @@ def concentration(norm_squared: Tensor, S: Tensor, Uh: Tensor, dtype: torch.dtyp
     energy = S.square()
     if bool((norm_squared - energy.sum(-1) > (1 + CONCENTRATED) * TIGHT * torch.finfo(dtype).eps * norm_squared).all()):
         return None
-    held = (
-        (Uh.abs().square() * energy.unsqueeze(-1)).sum(-2).amax(-1) if S.shape[-1] else torch.zeros_like(norm_squared)
-    )
+    held = (squares(Uh) * energy.unsqueeze(-1)).sum(-2).amax(-1) if S.shape[-1] else torch.zeros_like(norm_squared)
     return 1 + CONCENTRATED * held / torch.where(norm_squared > 0, norm_squared, 1.0)
 
 

@@ -40,7 +40,8 @@ BR_INLINE void store_sums(const VecD* sum, double* out, bool add) {
   for (int c = 0; c < kFour; ++c) out[c] = (add ? out[c] : 0) + sum_lanes(sum[c]);
 }
 
-// out[r * stride + c] (+)= sum_k x[r * row + k] y[c * lead + k], r < kRows, c < 4.
+// out[r * stride + c] (+)= sum_k x[r * row + k] y[c * lead + k], r < kRows, c < 4. Meanwhile what lies at `next` as x
+// does is asked for: the rows that follow, or x itself where they were asked for already.
 template <class Real, int kRows>
 BR_NOINLINE void thin_dots(const Real* x, int64_t row, const Real* y, int64_t lead, int64_t n, Real* out,
                            int64_t stride, bool add, const Real* next) {
